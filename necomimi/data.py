@@ -7,8 +7,8 @@ __all__ = ['CHANNELS', 'REGIONS', 'OCCIPITO_PARIETAL', 'NecomimiError', 'make_in
            'create_store', 'safe_load', 'PublishedArray', 'read_published', 'convert_published', 'picture_table',
            'concept_split', 'from_mne']
 
-# %% ../nbs/00_data.ipynb #ad391539
-import hashlib, json, mmap, os, pickle, re, shutil, warnings
+# %% ../nbs/00_data.ipynb #79f6f8c9
+import hashlib, json, math, mmap, os, pickle, re, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/00_data.ipynb #717dfa21
+# %% ../nbs/00_data.ipynb #64b65f2e
 class NecomimiError(ValueError):
     "Bad input, caught at our door: the message says what was expected, what was found, and what to do."
 
-# %% ../nbs/00_data.ipynb #b6c0760a
+# %% ../nbs/00_data.ipynb #2001dc9d
 CHANNELS = tuple("""Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8
     FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 FT10 T7 C5 C3 C1 Cz C2 C4 C6 T8
     TP9 TP7 CP5 CP3 CP1 CPz CP2 CP4 CP6 TP8 TP10
@@ -34,14 +34,14 @@ REGIONS = {k: tuple(v.split()) for k, v in dict(
     occipital="PO7 PO3 POz PO4 PO8 O1 Oz O2").items()}
 OCCIPITO_PARIETAL = tuple("P7 P5 P3 P1 Pz P2 P4 P6 P8 PO7 PO3 POz PO4 PO8 O1 Oz O2".split())
 
-# %% ../nbs/00_data.ipynb #f4c13c06
+# %% ../nbs/00_data.ipynb #965a89d5
 def make_info(ch_names=CHANNELS, sfreq=250.):
     "`mne.Info` of EEG channels `ch_names` at `sfreq` Hz, with their places on the standard 10-05 montage (names it does not know stay without a place)."
     import mne
-    info = mne.create_info(list(ch_names), float(sfreq), "eeg", verbose="error")
-    return info.set_montage("standard_1005", match_case=False, on_missing="ignore")
+    montage = "colin27_1005" if "colin27_1005" in mne.channels.get_builtin_montages() else "standard_1005"   # one montage, renamed in MNE 1.13
+    return mne.create_info(list(ch_names), float(sfreq), "eeg", verbose="error").set_montage(montage, match_case=False, on_missing="ignore")
 
-# %% ../nbs/00_data.ipynb #50c4e516
+# %% ../nbs/00_data.ipynb #5d5ff4d0
 def order_channels(found, expected=CHANNELS, where="EEG"):
     """Index into `found` that puts it in the order of `expected`, by name (upper or lower case alike). A channel called `stim` is left out.
     Warns when the order changes; raises NecomimiError for missing, doubled or unknown names."""
@@ -57,13 +57,13 @@ def order_channels(found, expected=CHANNELS, where="EEG"):
     if (np.diff(index) < 0).any(): warnings.warn(f"{where}: channels came in another order and were re-ordered by name.", stacklevel=3)
     return index
 
-# %% ../nbs/00_data.ipynb #a4275bc2
+# %% ../nbs/00_data.ipynb #94863341
 def check_eeg(eeg, n_chans=None, n_times=None, ch_names=None, *, where="EEG", first=0):
     """Returns `eeg` (..., n_chans, n_times) untouched if it is fit for use, else raises NecomimiError.
     Refused: no trials, another number of channels or samples, NaN or infinite values (named by trial and channel). `first` is the number of the first trial."""
     if getattr(eeg, "ndim", 0) < 2: raise NecomimiError(f"{where}: expected an array (..., n_chans, n_times), found {type(eeg).__name__} of shape {np.shape(eeg)}.")
-    if ch_names is None and eeg.shape[-2] == len(CHANNELS): ch_names = CHANNELS
-    wanted = {"channels": n_chans or len(ch_names or ()), "samples": n_times}
+    ch_names = list(ch_names if ch_names is not None else CHANNELS if eeg.shape[-2] == len(CHANNELS) else [])
+    wanted = {"channels": n_chans or len(ch_names), "samples": n_times}
     for (what, want), found in zip(wanted.items(), eeg.shape[-2:]):
         if want and want != found: raise NecomimiError(f"{where}: expected {want} {what}, found {found} (shape {eeg.shape}; the last two axes are channel, time).")
     if 0 in eeg.shape: raise NecomimiError(f"{where}: nothing in it (shape {eeg.shape}). Expected at least one trial, channel and sample; is the split empty?")
@@ -78,7 +78,7 @@ def check_eeg(eeg, n_chans=None, n_times=None, ch_names=None, *, where="EEG", fi
 
 def _trial(i, *rest): return f"picture {i}, repetition {', '.join(map(str, rest))}" if rest else f"trial {i}"
 
-# %% ../nbs/00_data.ipynb #00d8ec0f
+# %% ../nbs/00_data.ipynb #ad704665
 @dataclass(frozen=True, eq=False, repr=False)
 class TrialStore:
     """One split of one subject, opened with `TrialStore.open(folder, split)`. `trials` is a read-only memory map
@@ -113,7 +113,7 @@ class TrialStore:
         return self.trials[:, :, _as_slice([self.ch_names.index(n) for n in names])]
 
     def to_mne(self, average=True):
-        "`mne.EpochsArray`, one epoch a picture (or a trial, with `average=False`), in volts where `units` are volts or µV."
+        "`mne.EpochsArray`, one epoch a picture (or a trial, with `average=False`), in volts where `units` are volts or µV. Loads what it returns, as float64."
         return _to_mne(self, average)
 
     def _facts(self):
@@ -130,7 +130,7 @@ def _as_slice(index):
     step = np.diff(index)
     return slice(int(index[0]), int(index[-1]) + 1, int(step[0])) if len(step) and step[0] > 0 and (step == step[0]).all() else np.asarray(index)
 
-# %% ../nbs/00_data.ipynb #d155d468
+# %% ../nbs/00_data.ipynb #f12d7517
 def _open(cls, folder, split, verify):
     array, card, table = folder/f"{split}.npy", folder/f"{split}.json", folder/f"{split}_pictures.csv"
     if not (card.is_file() and array.is_file()):
@@ -139,10 +139,11 @@ def _open(cls, folder, split, verify):
         raise NecomimiError(f"{folder}: no finished trial store '{split}' ({why}).")
     try:
         m = json.loads(card.read_text(encoding="utf-8"))
-        expected, found = _npy_bytes(array, m["shape"], m["dtype"]), array.stat().st_size
-        if expected != found: raise NecomimiError(f"{array}: truncated or not the array its JSON describes: expected {expected:,} bytes, found {found:,}. Convert it again.")
+        shape, _, dtype, offset = _npy_header(array)
+        if [list(shape), str(dtype)] != [m["shape"], m["dtype"]]: raise NecomimiError(f"{array}: holds {dtype} {shape}, its JSON says {m['dtype']} {m['shape']}. Convert it again.")
+        expected, found = offset + math.prod(shape)*dtype.itemsize, array.stat().st_size
+        if expected != found: raise NecomimiError(f"{array}: truncated: expected {expected:,} bytes, found {found:,}. Convert it again.")
         trials = np.load(array, mmap_mode="r", allow_pickle=False)
-        if [list(trials.shape), str(trials.dtype)] != [m["shape"], m["dtype"]]: raise NecomimiError(f"{array}: holds {trials.dtype} {trials.shape}, its JSON says {m['dtype']} {m['shape']}.")
         pictures = pd.read_csv(table, keep_default_na=False) if table.is_file() else None
         store = cls(folder, split, m["subject"], trials, tuple(m["ch_names"]), np.array(m["times"]), m["sfreq"], m["units"], m["recipe"], m["simulated"], m["hash"], pictures)
     except NecomimiError: raise
@@ -150,16 +151,17 @@ def _open(cls, folder, split, verify):
     if verify and _sha256(array) != store.hash: raise NecomimiError(f"{array}: its sha256 is not the one in its JSON: the file was changed after it was written. Convert it again.")
     return store
 
-def _npy_bytes(path, shape, dtype):
+def _npy_header(path):
+    "Shape, Fortran order or not, type, and where the data begin."
     with open(path, "rb") as f:
         version = np.lib.format.read_magic(f)
-        (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)
-        return f.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        header = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)
+        return *header, f.tell()
 
 def _sha256(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/00_data.ipynb #1ba1396a
+# %% ../nbs/00_data.ipynb #6e288894
 @contextmanager
 def create_store(folder, split, shape, ch_names, times, sfreq, units, recipe, subject, pictures=None, dtype="float16", simulated=False):
     """Context manager: gives a writable memmap of `shape` (n_pictures, n_repetitions, n_chans, n_times), which becomes
@@ -177,7 +179,7 @@ def create_store(folder, split, shape, ch_names, times, sfreq, units, recipe, su
             card = dict(format="necomimi trial store 1", split=split, subject=int(subject), shape=shape, dtype=str(dtype), ch_names=list(ch_names), times=[float(t) for t in times],
                         sfreq=float(sfreq), units=units, recipe=recipe, simulated=bool(simulated), hash=_sha256(partial[0]))
             if pictures is not None: pictures.to_csv(partial[1], index=False)
-            partial[2].write_text(json.dumps(card, ensure_ascii=False, indent=1), encoding="utf-8")
+            partial[2].write_text("{" + ",\n ".join(f'"{k}": {json.dumps(v, ensure_ascii=False)}' for k, v in card.items()) + "}\n", encoding="utf-8")
             for p in reversed(partial): (folder/p.name[1:-8]).unlink(missing_ok=True)   # the old JSON goes first, the new one comes last
             for p in partial:
                 if p.exists(): os.replace(p, folder/p.name[1:-8])
@@ -185,7 +187,7 @@ def create_store(folder, split, shape, ch_names, times, sfreq, units, recipe, su
         for p in partial: p.unlink(missing_ok=True)
         lock.close()
 
-# %% ../nbs/00_data.ipynb #1a036692
+# %% ../nbs/00_data.ipynb #49db0703
 def _check_card(folder, split, shape, ch_names, times, units, pictures, dtype):
     where = f"{folder}/{split}"
     if Path(split).name != split: raise NecomimiError(f"{where}: '{split}' is no name for a split; expected something like 'training' or 'test'.")
@@ -201,11 +203,10 @@ def _writing(folder, split, shape, dtype):
     try: yield
     except OSError as e:
         home = next((p for p in (folder, *folder.parents) if p.is_dir()), Path("."))
-        need = int(np.prod(shape)) * dtype.itemsize
+        need = math.prod(shape) * dtype.itemsize
         raise NecomimiError(f"cannot write the store '{split}' in {folder}: {e.strerror or e}. It needs {need/1e6:,.1f} MB; {shutil.disk_usage(home).free/1e6:,.1f} MB are free there. "
                             "Nothing half-written was left. Free some space or choose another folder.") from e
 
-# %% ../nbs/00_data.ipynb #11997c0c
 def _lock(path):
     "The temporary file, open and locked: two conversions into one store would ruin each other. The lock dies with the process."
     f = open(path, "ab")
@@ -222,18 +223,17 @@ def _allocate(lock, path, shape, dtype):
     if hasattr(os, "posix_fallocate"): os.posix_fallocate(lock.fileno(), 0, size)   # a full disk says so here, as an OSError
     return array
 
-# %% ../nbs/00_data.ipynb #d5ae3240
+# %% ../nbs/00_data.ipynb #78b44a4b
 def _average(trials, repetitions=None):
     n = trials.shape[1]
-    which = np.arange(n)[:repetitions] if isinstance(repetitions, (int, np.integer)) else np.arange(n) if repetitions is None else np.asarray(repetitions)
-    count = repetitions if isinstance(repetitions, (int, np.integer)) else len(which)
-    if not 0 < count or count > n and which.size < count or (which.size and (which.min() < 0 or which.max() >= n)):
-        raise NecomimiError(f"cannot average repetitions {repetitions}: this store has {n}, numbered 0 to {n-1}.")
+    which = np.asarray(n if repetitions is None else repetitions)
+    which = np.arange(which) if which.ndim == 0 else np.flatnonzero(which) if which.dtype == bool else which
+    if not len(which) or which.min() < 0 or which.max() >= n: raise NecomimiError(f"cannot average repetitions {repetitions}: this store has {n}, numbered 0 to {n-1}.")
     out, which = np.empty((len(trials), *trials.shape[2:]), np.float32), _as_slice(which)
     for i, picture in enumerate(trials): np.mean(picture[which], axis=0, dtype=np.float32, out=out[i])
     return out
 
-# %% ../nbs/00_data.ipynb #cc517697
+# %% ../nbs/00_data.ipynb #3daaa6d1
 class _Span(NamedTuple):
     "Bytes left in the file: where they are."
     path: str
@@ -250,25 +250,21 @@ class _DType:
         if state[1] in "<>": self.dtype = self.dtype.newbyteorder(state[1])
 
 class _Array:
-    "Stands in for numpy's array reconstruction while reading; `value` is the array, mapped where it is large."
-    def __init__(self, *_): self.value = None
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, raw = state
-        self.value = _array(raw, dtype, shape, "F" if fortran else "C")
+    "Stands in for numpy's array reconstruction, between the instruction that announces an array and the one that brings its content."
+    def __init__(self, *_): pass
 
 def _array(raw, dtype, shape, order="C"):
     dtype, shape = dtype.dtype, tuple(shape)
     if dtype.hasobject: return raw[0] if shape == () else list(raw)
-    size, want = raw.size if isinstance(raw, _Span) else len(raw), int(np.prod(shape)) * dtype.itemsize
+    size, want = raw.size if isinstance(raw, _Span) else len(raw), math.prod(shape) * dtype.itemsize
     if size != want: raise NecomimiError(f"an array of shape {shape} and type {dtype} takes {want:,} bytes, but {size:,} are there")
     if isinstance(raw, _Span): return np.memmap(raw.path, dtype, "r", raw.offset, shape, order)
     return np.frombuffer(raw, dtype).reshape(shape, order=order)
 
-def _frombuffer(raw, dtype, shape, order): a = _Array(); a.value = _array(raw, dtype, shape, order); return a
 def _scalar(dtype, raw): return np.frombuffer(raw, dtype.dtype)[0].item()
 
-# %% ../nbs/00_data.ipynb #aa5f9c96
-_GLOBALS = {("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy.core.multiarray", "scalar"): _scalar, ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+# %% ../nbs/00_data.ipynb #6fa0df8a
+_GLOBALS = {("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy.core.multiarray", "scalar"): _scalar, ("numpy.core.numeric", "_frombuffer"): _array,
             ("numpy", "dtype"): _DType, ("numpy", "ndarray"): "ndarray"}
 _OPS = """PROTO STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 SHORT_BINBYTES EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
@@ -281,7 +277,7 @@ class _SafeUnpickler(pickle._Unpickler):
         self.f, self.path, self.size = f, str(path), os.fstat(f.fileno()).st_size
     def need(self, n):
         if (end := self.f.tell() + n) > self.size: raise NecomimiError(f"truncated: expected at least {end:,} bytes, found {self.size:,}. Fetch it again")
-    def read(self, n):   # hides pickle's own: a frame is only a hint about buffering, and frames of old files may hold the whole array
+    def read(self, n):
         self.need(n); return self.f.read(n)
     def readline(self):
         line = self.f.readline(2**16)
@@ -296,38 +292,36 @@ class _SafeUnpickler(pickle._Unpickler):
         if n < 2**16: return self.append(self.f.read(n))
         self.append(_Span(self.path, self.f.tell(), n)); self.f.seek(n, 1)
     def load_build(self):
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], (_Array, _DType)): raise NecomimiError("refused: it sets the state of something that is no array")
-        self.stack[-1].__setstate__(state)
+        state, top = self.stack.pop(), self.stack[-1]
+        if isinstance(top, _DType): top.__setstate__(state)
+        elif isinstance(top, _Array):
+            _, shape, dtype, fortran, raw = state
+            self.stack[-1] = array = _array(raw, dtype, shape, "F" if fortran else "C")
+            self.memo.update({k: array for k, v in self.memo.items() if v is top})
+        else: raise NecomimiError("refused: it sets the state of something that is no array")
 
+    # FRAME announces a stretch to buffer, in files of old Pythons the whole array: it is skipped, and the file read straight on
     dispatch = {getattr(pickle, op)[0]: pickle._Unpickler.dispatch[getattr(pickle, op)[0]] for op in _OPS}
     dispatch |= {pickle.FRAME[0]: lambda self: self.read(8), pickle.BUILD[0]: load_build, pickle.BINBYTES[0]: lambda self: self.load_bytes(4),
                  pickle.BINBYTES8[0]: lambda self: self.load_bytes(8), pickle.BYTEARRAY8[0]: lambda self: self.load_bytes(8)}
 
-# %% ../nbs/00_data.ipynb #174349ca
+# %% ../nbs/00_data.ipynb #baeaefc2
 def safe_load(path):
     """What a `.npy` file of either published layout holds (or a plain array), without running anything it says. Large arrays come as read-only memory maps.
     NecomimiError, with the file's name, for a foreign global, a truncated file (bytes expected and found), or anything unreadable."""
     try:
         with open(path, "rb") as f:
             if f.read(6) == b"\x93NUMPY":
-                f.seek(0); version = np.lib.format.read_magic(f)
-                dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)[2]
+                *_, dtype, offset = _npy_header(path)
                 if not dtype.hasobject: return np.load(path, mmap_mode="r", allow_pickle=False)
+                f.seek(offset)
             else: f.seek(0)
-            return _plain(_SafeUnpickler(f, path).load())
+            return _SafeUnpickler(f, path).load()
     except NecomimiError as e: raise NecomimiError(f"{path}: {e}.") from None
     except FileNotFoundError: raise NecomimiError(f"{path}: no such file. See the table of sources in the documentation for where to fetch it.") from None
     except Exception as e: raise NecomimiError(f"{path}: not a file of either published layout ({type(e).__name__}: {e}). Expected a .npy of a dict, or a pickled dict.") from e
 
-def _plain(x):
-    if isinstance(x, _Array): return _plain(x.value)
-    if isinstance(x, dict): return {_plain(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)) and not isinstance(x, _Span): return type(x)(map(_plain, x))
-    if x is None or isinstance(x, (str, bytes, bool, int, float, complex, np.ndarray)): return x
-    raise NecomimiError(f"refused: it holds a {type(x).__name__} where data should be")
-
-# %% ../nbs/00_data.ipynb #810d14e8
+# %% ../nbs/00_data.ipynb #60343ade
 @dataclass(frozen=True, eq=False, repr=False)
 class PublishedArray:
     "A published file, mapped: `published[rows]` gives trials (rows, n_repetitions, n_chans, n_times) without `stim`, channels in `ch_names` order. `notes`: what was repaired."
@@ -352,7 +346,7 @@ def _times(times, n_times, where):
     if surplus > 0 and n_times > 1 and times[surplus-1] < -1e-9 and abs(times[surplus]) < 1e-6: return times[surplus:], (f"the first {surplus} of {len(times)} times (before the picture) dropped",)
     raise NecomimiError(f"{where}: expected {n_times} times for {n_times} samples (or the time before the picture on top), found {len(times)}.")
 
-# %% ../nbs/00_data.ipynb #8a75a061
+# %% ../nbs/00_data.ipynb #56adeeb3
 def read_published(path, ch_names=None):
     """A `preprocessed_eeg_*.npy` of THINGS-EEG2, either layout, memory-mapped -> PublishedArray. Nothing in the file is run.
     `ch_names`: the channels wanted, in order; by default all 63, or the 17 of the first release. NecomimiError for foreign content, truncation, missing keys,
@@ -366,7 +360,7 @@ def read_published(path, ch_names=None):
     if 0 in raw.shape: raise NecomimiError(f"{path}: no trials in it (shape {raw.shape}). Fetch it again.")
     if len(names) != raw.shape[2]: raise NecomimiError(f"{path}: wrong number of channels: {len(names)} names beside {raw.shape[2]} channels of trials {raw.shape}.")
     n_eeg = len(names) - sum(c.lower() == "stim" for c in names)
-    expected = tuple(ch_names or (OCCIPITO_PARIETAL if n_eeg == len(OCCIPITO_PARIETAL) else CHANNELS))
+    expected = tuple(ch_names) if ch_names is not None else OCCIPITO_PARIETAL if n_eeg == len(OCCIPITO_PARIETAL) else CHANNELS
     known = [c for c in names if ch_names is None or c.lower() in {e.lower() for e in expected}]
     index = order_channels(known, expected, where=str(path))
     times, notes = _times(d["times"], raw.shape[3], path)
@@ -374,7 +368,7 @@ def read_published(path, ch_names=None):
     if (np.diff(index) < 0).any(): notes += ("channels re-ordered by name",)
     return PublishedArray(path, raw, _as_slice([names.index(known[i]) for i in index]), expected, times, round((len(times) - 1)/(times[-1] - times[0]), 3), notes)
 
-# %% ../nbs/00_data.ipynb #3e88fdca
+# %% ../nbs/00_data.ipynb #7e1a646c
 def convert_published(path, folder, split, subject, *, pictures=None, ch_names=None, dtype="float16", units="a.u. (whitened)", recipe=None, block_bytes=2**24, progress=True):
     """A published file (either layout) -> TrialStore `<folder>/<split>.npy`, block by block: memory in use is a few `block_bytes`, not the file's size.
     `pictures`: one row a picture, see `picture_table`. All or nothing, as `create_store`. NecomimiError for all that `read_published`, `check_eeg` and `create_store` refuse,
@@ -401,13 +395,15 @@ def _forget(*maps):
     for m in maps:
         if hasattr(getattr(m, "_mmap", None), "madvise"): m._mmap.madvise(mmap.MADV_DONTNEED)
 
-# %% ../nbs/00_data.ipynb #35941a6e
+# %% ../nbs/00_data.ipynb #bde2e5a8
 def picture_table(source, split):
     """One row a picture, in the order of the trials: concept ('aardvark'), folder ('00001_aardvark'), file ('training_images/00001_aardvark/aardvark_01b.jpg').
     `source`: the published image_metadata.npy, or the directory that holds training_images/ and test_images/. `split`: 'training' or 'test'."""
     if split not in ("training", "test"): raise NecomimiError(f"split must be 'training' or 'test', not {split!r}.")
     source, short = Path(source), split.removesuffix("ing")
-    if source.is_dir(): folders, files = zip(*[(p.parent.name, p.name) for p in sorted((source/f"{split}_images").glob("*/*")) if p.suffix.lower() in (".jpg", ".jpeg", ".png")]) or ((), ())
+    if source.is_dir():
+        found = sorted(p for p in (source/f"{split}_images").glob("*/*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        folders, files = [p.parent.name for p in found], [p.name for p in found]
     else:
         d = safe_load(source)
         keys = [f"{short}_img_concepts", f"{short}_img_files"]
@@ -416,7 +412,7 @@ def picture_table(source, split):
     if len(folders) != len(files) or not len(files): raise NecomimiError(f"{source}: {len(folders)} concepts beside {len(files)} files for '{split}'; expected as many of each, and at least one.")
     return pd.DataFrame(dict(concept=[f.split("_", 1)[-1] for f in folders], folder=folders, file=[f"{split}_images/{a}/{b}" for a, b in zip(folders, files)]))
 
-# %% ../nbs/00_data.ipynb #711ebb9e
+# %% ../nbs/00_data.ipynb #9c7e8f1e
 def concept_split(concepts, n_val=None, fraction=0.1, seed=0):
     """(train_idx, val_idx): the rows of `concepts` (n_pictures,) split so that no concept is on both sides.
     `n_val` concepts (by default that `fraction` of them, at least one) go to validation, drawn with `seed`. The sides keep the order of the rows."""
@@ -427,7 +423,7 @@ def concept_split(concepts, n_val=None, fraction=0.1, seed=0):
     held[np.random.default_rng(seed).permutation(len(names))[:n_val]] = True
     return np.flatnonzero(~held[inverse]), np.flatnonzero(held[inverse])
 
-# %% ../nbs/00_data.ipynb #41caf60e
+# %% ../nbs/00_data.ipynb #61c3c5bf
 _VOLTS = {"V": 1., "mV": 1e-3, "µV": 1e-6, "μV": 1e-6, "uV": 1e-6}
 
 def _to_mne(store, average=True):
@@ -444,7 +440,7 @@ def _to_mne(store, average=True):
     return mne.EpochsArray(data.astype(float) * _VOLTS.get(store.units, 1.), info, events, tmin=float(store.times[0]), baseline=None, metadata=table,
                            event_id={str(name): i + 1 for i, name in enumerate(names)}, verbose="error")
 
-# %% ../nbs/00_data.ipynb #c6b41ccb
+# %% ../nbs/00_data.ipynb #60476fdd
 def from_mne(epochs, folder, split, subject, *, recipe, by=None, n_repetitions=None, units="µV", dtype="float16", simulated=False):
     """`mne.Epochs` -> TrialStore. Epochs of one picture become its repetitions: `by` names the metadata column that tells pictures apart (default `file` if there is one,
     else `concept`, else the event). Every picture needs as many repetitions; `n_repetitions` keeps the first so many of each. EEG channels only, in THINGS-EEG2's order where all are
