@@ -6,7 +6,7 @@
 __all__ = ['info_nce', 'Contrast', 'TrainConfig', 'channel_moments', 'channel_scale', 'epoch_plan', 'learning_rate', 'Batches',
            'mean_of_repetitions', 'validation_scores', 'FitResult', 'fit']
 
-# %% ../nbs/06_training.ipynb #d652ff8d
+# %% ../nbs/06_training.ipynb #cc33b0e5
 import hashlib, json, math, os, sys, time
 from dataclasses import dataclass, field, fields, asdict, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from .data import NecomimiError, TrialStore, concept_split
 
-# %% ../nbs/06_training.ipynb #de8f3c46
+# %% ../nbs/06_training.ipynb #40b3f60c
 def info_nce(logits, ids=None, multi_positive=False):
     """Symmetric InfoNCE of (batch, batch) logits, EEG in rows and targets in columns, the right pairs on the diagonal: a scalar.
 
@@ -30,7 +30,7 @@ def info_nce(logits, ids=None, multi_positive=False):
             logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -torch.inf)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))/2
 
-# %% ../nbs/06_training.ipynb #54223eab
+# %% ../nbs/06_training.ipynb #3fdf68fe
 class Contrast(nn.Module):
     """Logits and loss between EEG embeddings and targets, with a learnable temperature.
 
@@ -55,7 +55,7 @@ class Contrast(nn.Module):
         "Called after every step."
         if self.form == "standard": self.log_scale.clamp_(0, math.log(100))
 
-# %% ../nbs/06_training.ipynb #e8ca9f07
+# %% ../nbs/06_training.ipynb #5bccae2f
 _ONE_OF = dict(temperature=("standard", "reference"), average=("random", "all", None), same=("picture", "concept", None), schedule=("cosine", None))
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text): return cls.from_dict(json.loads(text))
 
-# %% ../nbs/06_training.ipynb #73d20e2b
+# %% ../nbs/06_training.ipynb #39673874
 def _named(i, ch_names): return f"{ch_names[i]}" if ch_names is not None else f"number {i}"
 
 def channel_moments(trials, ch_names=None, chunk=2**24):
@@ -142,7 +142,7 @@ def channel_scale(mean, var):
     scale = np.sqrt(var.mean(0) + mean.var(0)).astype("float32")
     return np.where(scale > 0, scale, np.float32(1))
 
-# %% ../nbs/06_training.ipynb #86a5dc7e
+# %% ../nbs/06_training.ipynb #7651edbf
 def epoch_plan(n_pictures, n_repetitions, average, seed, epoch):
     """Samples of one epoch in order: `pictures` (n,) and `weights` (n, n_repetitions) float32, or for `average=None` the repetition of each (n,) int64."""
     rng = np.random.default_rng([seed, epoch])
@@ -157,7 +157,7 @@ def learning_rate(step, n_steps, config):
     warm = max(1, round(config.warmup*n_steps))
     return config.lr*min(1, (step+1)/warm)*(1 if step < warm else .5*(1 + math.cos(math.pi*(step-warm)/max(1, n_steps-warm))))
 
-# %% ../nbs/06_training.ipynb #b82d9e0c
+# %% ../nbs/06_training.ipynb #fdedeac6
 class Batches:
     "Reads scaled samples from `trials` (n_pictures, n_repetitions, n_chans, n_times): call with `epoch_plan`'s pictures and weights."
     def __init__(self, trials, scale, device="cpu"):
@@ -181,7 +181,7 @@ def mean_of_repetitions(trials, chunk=2**24):
     step = max(1, chunk//trials[0].size)
     return np.concatenate([trials[i:i+step].mean(1, dtype=np.float32, keepdims=True) for i in range(0, len(trials), step)])
 
-# %% ../nbs/06_training.ipynb #bfb24ba7
+# %% ../nbs/06_training.ipynb #bb675fca
 @torch.no_grad()
 def validation_scores(contrast, embeddings, targets, concepts):
     """Loss, top-1 and top-5 of (n, dim) tensors, as in the test: one picture a concept in each gallery (the j-th of every concept), averaged over j.
@@ -195,7 +195,7 @@ def validation_scores(contrast, embeddings, targets, concepts):
         totals += len(i)*np.array([float(info_nce(logits)), float((above == 0).float().mean()), float((above < 5).float().mean())])
     return dict(zip(("val_loss", "val_top1", "val_top5"), (totals/n).tolist())) | dict(val_ways=len(rounds[0]))
 
-# %% ../nbs/06_training.ipynb #ae622da6
+# %% ../nbs/06_training.ipynb #5713ba6e
 @dataclass(frozen=True)
 class _Data:
     trials: np.ndarray; targets: torch.Tensor; text: "torch.Tensor|None"; concept_ids: np.ndarray; concepts: np.ndarray
@@ -241,7 +241,7 @@ def _prepare(eeg, targets, concepts, text_targets, ch_names, sfreq, config):
                 recipe=store.recipe if store else None, val_concepts=sorted(set(concepts[val])), data=mark.hexdigest()[:16])
     return _Data(trials, targets, text, np.unique(concepts, return_inverse=True)[1], concepts, train, val, channel_scale(mean[train], var[train]), info)
 
-# %% ../nbs/06_training.ipynb #897f95e4
+# %% ../nbs/06_training.ipynb #034c64d3
 class _Run:
     def __init__(self, data, config, encoder, device):
         self.data, self.config, self.device = data, config, torch.device(device)
@@ -311,7 +311,7 @@ class _Run:
     def load_weights(self, state):
         for a, m in (("encoder", self.encoder), ("contrast", self.contrast)): m.load_state_dict({k[len(a)+1:]: v for k, v in state.items() if k.startswith(a + ".")})
 
-# %% ../nbs/06_training.ipynb #4cd072f4
+# %% ../nbs/06_training.ipynb #2e7e7d1a
 def _write(tensors, path, meta):
     "safetensors with a JSON header, written whole or not at all."
     from safetensors.torch import save_file
@@ -357,7 +357,7 @@ def _restore(run, path):
     run.optimiser.load_state_dict(dict(state=state, param_groups=run.optimiser.state_dict()["param_groups"]))
     run.best_state = {k[5:]: v.to(run.device) for k, v in tensors.items() if k.startswith("best.")} or None
 
-# %% ../nbs/06_training.ipynb #152664c0
+# %% ../nbs/06_training.ipynb #b15fed5b
 @dataclass(frozen=True, repr=False)
 class FitResult:
     "A trained encoder with everything needed to use it. `info`: sizes, channels, subject, data fingerprint, validation concepts, epoch kept."
@@ -420,7 +420,7 @@ def _make(config, info):
     from necomimi.encoders import make_encoder
     return make_encoder(config.encoder, info["n_chans"], info["n_times"], info["n_outputs"], info["sfreq"], **config.encoder_options)
 
-# %% ../nbs/06_training.ipynb #d04d49eb
+# %% ../nbs/06_training.ipynb #8668a58d
 def _curve(history, config, fig=None):
     "Draws loss and validation accuracy into one figure."
     import matplotlib.pyplot as plt
@@ -457,7 +457,7 @@ def _watcher(config, done):
         state["fig"] = _curve(history, config, state["fig"]); handle.update(state["fig"]); state["drawn"] = time.time()
     return show
 
-# %% ../nbs/06_training.ipynb #d4307222
+# %% ../nbs/06_training.ipynb #681063be
 def _start(data, config, encoder, device):
     "A `_Run` at epoch 0; weights are drawn from the seed unless a module was given."
     if device is None:

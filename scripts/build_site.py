@@ -11,7 +11,16 @@ def page_names(folder):
         sidebar.write_text(re.sub(rf"(?<!\w){re.escape(f.name)}", new.name, sidebar.read_text(encoding="utf-8")), encoding="utf-8")
         f.rename(new)
 
+def exported_and_imports_only():
+    "For its API pages nbdev also runs cells that import something and go on to compute, without the cells before them; those it can do without."
+    import ast
+    import nbdev.processors as p
+    usual, shown = p._do_eval, {"export", "exports", "exporti", "exec_doc"}
+    plain = lambda cell: all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_())
+    p._do_eval = lambda cell: usual(cell) and (cell.directives_.keys() & shown or plain(cell) or p._is_showdoc(cell))
+
 def main():
+    exported_and_imports_only()
     from nbdev.config import get_config
     from nbdev.doclinks import _build_modidx
     from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml

@@ -81,7 +81,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 def test_layout(study, px):
     root = study.root
-    assert (root/"training_images/00001_abacus/abacus_01.png").is_file() or any(root.glob("training_images/00001_*/*_01.png"))
+    assert len(list(root.glob("training_images/00001_*/*_01.png"))) == 1
     for split, n in (("training", 618*N_EXEMPLARS), ("test", 200)):
         files = sorted(p.relative_to(root/f"{split}_images").as_posix() for p in root.glob(f"{split}_images/*/*.png"))
         table = study.store(1, split).pictures
@@ -126,7 +126,7 @@ def test_snr_is_what_it_says(px, embeddings):
     assert signal.var(0).mean() == pytest.approx(mini.SIGNAL_UV**2, rel=.01)
     noise = mini.noise_model(mini.Traits(), mini.SIGNAL_UV/np.sqrt(SNR), 100, 100., np.random.default_rng(0)).draw(np.random.default_rng(1), 800)
     assert signal.var(0).mean()/noise.var() == pytest.approx(SNR, rel=.05)
-    for i, (*_, peak) in enumerate(mini.EVOKED.values()): assert np.abs(p[i]).max() == pytest.approx(peak, rel=1e-3)
+    for i, (*_, peak) in enumerate(mini.EVOKED.values()): assert np.abs(p[i]).max() == pytest.approx(abs(peak), rel=1e-3)
 
 # --- content
 
@@ -150,8 +150,8 @@ def test_features_early_embedding_late(study):
 def test_more_signal_is_easier(tmp_path, small, embeddings):
     y, truth = embeddings["training"][::N_EXEMPLARS], unit(embeddings["test"]-embeddings["training"][::N_EXEMPLARS].mean(0))
     rank = lambda s: (lambda z: (z > np.diag(z)[:, None]).sum(1).mean())(unit(ridge(s, y, .08, .32)) @ truth.T)
-    ranks = [rank(small(tmp_path/"s", snr=snr)) for snr in (.002, .05, 1.)]
-    assert ranks[0] > ranks[1]+5 > ranks[2]+10 and ranks[0] < 99.5+30
+    ranks = [rank(small(tmp_path/"s", snr=snr)) for snr in (.001, .02, .5)]
+    assert ranks[0] > 1.5*ranks[1] > 3*ranks[2] and ranks[1] < 60   # mean number of wrong pictures before the right one; chance 99.5
 
 # --- determinism, resuming
 

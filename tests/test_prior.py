@@ -78,6 +78,7 @@ def test_every_weight_learns(net):
 def test_widths_follow_the_embedding():
     assert build_network(PriorConfig(), 256, 256).hidden_dims == (512, 256, 128)
     assert build_network(PriorConfig(), 1024, 1024).hidden_dims == build_network(PriorConfig.reference(), 1024, 1024).hidden_dims == (1024, 512, 256, 128, 64)
+    assert build_network(PriorConfig(), 16, 16).hidden_dims == (256, 128, 64)
     assert build_network(PriorConfig(hidden_dims=[8, 4]), 16, 3).hidden_dims == (8, 4)
 
 
@@ -128,7 +129,7 @@ def toy(n, seed, dim=16, clusters=12):
     z = centres[rng.integers(clusters, size=n)] + .3*rng.standard_normal((n, dim))
     return (5*(z @ crooked + .8*rng.standard_normal((n, dim))) + 3).astype("f4"), (.2*z + 1).astype("f4")
 
-SMALL = PriorConfig(epochs=25, batch_size=128)
+SMALL = PriorConfig(epochs=25, min_steps=0, batch_size=128)
 
 @pytest.fixture(scope="module")
 def fitted(): return fit_prior(*toy(2000, 1), SMALL, progress=False)
@@ -171,8 +172,13 @@ def test_training_drops_conditions_at_that_rate(monkeypatch):
     seen = []
     forward = DiffusionPriorUNet.forward
     monkeypatch.setattr(DiffusionPriorUNet, "forward", lambda self, x, t, c=None, keep=None: (seen.append(keep), forward(self, x, t, c, keep))[1])
-    fit_prior(*toy(1000, 1), PriorConfig(epochs=4, cond_drop_prob=.3, hidden_dims=(8, 4)), progress=False)
+    fit_prior(*toy(1000, 1), PriorConfig(epochs=4, min_steps=0, cond_drop_prob=.3, hidden_dims=(8, 4)), progress=False)
     kept = torch.cat(seen).double(); assert len(kept) == 4000 and abs(kept.mean() - .7) < .04
+
+def test_few_pairs_are_gone_through_more_often():
+    tiny = dict(epochs=2, batch_size=50, hidden_dims=(8, 4))
+    steps = lambda **kw: 2 * len(fit_prior(*toy(100, 1), PriorConfig(**tiny, **kw), progress=False).history)
+    assert (steps(min_steps=0), steps(min_steps=31), steps(min_steps=3)) == (4, 32, 4)
 
 def test_moments():
     x = torch.tensor([[1., 5., 7.], [3., 5., -7.]])
@@ -188,7 +194,7 @@ def test_save_and_load(fitted, tmp_path):
     assert np.array_equal(back.sample(cond, 10, generator=gen()), fitted.sample(cond, 10, generator=gen()))
 
 def test_fit_saves_and_keeps_provenance(tmp_path):
-    fit_prior(*toy(60, 1), PriorConfig(epochs=1, hidden_dims=(8, 4)), tmp_path, progress=False, meta=dict(encoder="nerv", subject=3))
+    fit_prior(*toy(60, 1), PriorConfig(epochs=1, min_steps=0, hidden_dims=(8, 4)), tmp_path, progress=False, meta=dict(encoder="nerv", subject=3))
     assert json.loads((tmp_path/"prior.json").read_text())["meta"] == dict(n_pairs=60, encoder="nerv", subject=3) and Prior.load(tmp_path).network.hidden_dims == (8, 4)
 
 def test_interrupted_save_leaves_the_old_one(fitted, tmp_path, monkeypatch):

@@ -8,13 +8,16 @@ Protocol, the same for every window:
 - Targets: mean embedding, by the mini picture encoder, of training-concept pictures of each category. Mini has no body parts: "body" stands for what is worn on it (clothing).
 - RidgeEncoder on all 63 channels; five folds over subjects (seed 0), so that each is tested once; the penalty is chosen by leaving one *training* subject out.
 - Category = highest cosine between predicted and category embeddings, both after subtracting the mean of the five category embeddings.
-- 95 % intervals: bootstrap over the 46 subjects (2000 draws, seed 0), which keeps a subject's five responses together.
+- 95 % intervals: bootstrap over the 46 subjects (2000 draws, seed 0), which keeps a subject's five responses together. It does not contain the luck of the
+  training set, which all subjects share: 19 trainings on shuffled labels spread over 10-37 % (mean 20 %), wider than any one interval.
 
-Known and not hidden: the -0.1..0 s window is not empty in these averages. Pictures came at 10 Hz, so it holds the answer to the picture before. With this protocol it is
-at chance, but sharper decoders (17 occipito-parietal channels, whitening, a penalty chosen by accuracy) reach 90-93 % after the picture and 27-34 % before it.
+Known and not hidden: the window before the picture is not empty in these averages (pictures came at 10 Hz, so it holds the answer to earlier ones; we do not know
+what makes it differ between categories). Under this protocol it is at chance. Sharper decoders (17 occipito-parietal channels, whitening, a penalty chosen by
+accuracy) reach 84-93 % after the picture, but also 24-39 % before it, mostly beyond the 95 % range of shuffled labels (14-26 % with one-hot targets, 200 shuffles).
+The protocol above was the plan, but it was kept knowing this: read its chance level as "nothing a strongly regularised decoder finds", not as proof of an empty window.
 """
-from functools import partial
 import numpy as np, pytest
+from necomimi.data import make_info
 from necomimi.encoders import RidgeEncoder, normalise_per_subject
 
 GROUPS = dict(animal=["animal-mammal", "animal-bird", "animal-bug", "animal-reptile", "animal-marine"], body=["clothing"],
@@ -25,10 +28,9 @@ SUBJECTS, LABELS = np.repeat(np.arange(46), 5), np.tile(np.arange(5), 46)
 def repaired(x, ch_names):
     "Channels that a subject lacks (all NaN), interpolated from his other channels by spherical splines."
     import mne
-    info = mne.create_info(list(ch_names), 250., "eeg")
     for s in np.flatnonzero(np.isnan(x).any((1, 2, 3))):
-        bad = np.isnan(x[s]).any((0, 2)); e = mne.EpochsArray(np.where(bad[:, None], 0, x[s]), info, verbose=False)
-        e.set_montage("standard_1005"); e.info["bads"] = list(np.array(ch_names)[bad]); x[s] = e.interpolate_bads(verbose=False).get_data()
+        bad = np.isnan(x[s]).any((0, 2)); e = mne.EpochsArray(np.where(bad[:, None], 0, x[s]), make_info(ch_names), verbose=False)
+        e.info["bads"] = list(np.array(ch_names)[bad]); x[s] = e.interpolate_bads(verbose=False).get_data(copy=False)
     return x
 
 
@@ -42,14 +44,18 @@ def erp(shared):
 
 
 @pytest.fixture(scope="module")
-def gallery():
-    "Training-concept mini pictures of the five categories, three a concept: their category (n,), embeddings (n, 256), and the mean of each category (5, 256)."
-    from necomimi.mini import mini_pictures, pixels
+def vision():
     from necomimi.vision import load_vision
-    p = mini_pictures("training", n_exemplars=3)
+    return load_vision("mini")
+
+
+@pytest.fixture(scope="module")
+def gallery(vision):
+    "Training-concept mini pictures of the five categories, one a concept: their category (n,), embeddings (n, 256), and the mean of each category (5, 256)."
+    from necomimi.mini import mini_pictures, pixels
     of = {sub: i for i, subs in enumerate(GROUPS.values()) for sub in subs}
-    p = p[p.subcategory.isin(of)]; category = p.subcategory.map(of).to_numpy()
-    vectors = load_vision("mini").embed_pictures(pixels(p), progress=False).vectors
+    p = mini_pictures("training", n_exemplars=1); p = p[p.subcategory.isin(of)]; category = p.subcategory.map(of).to_numpy()
+    vectors = vision.embed_pictures(pixels(p), progress=False).vectors
     return category, vectors, np.stack([vectors[category == c].mean(0) for c in range(5)])
 
 
@@ -90,13 +96,28 @@ def test_chance_before_the_picture(erp, gallery):
     assert low <= .20 <= high and accuracy < .30
 
 
-def test_chance_when_training_labels_are_shuffled(erp, gallery):
-    rng = np.random.default_rng(0)
-    accuracy, low, high = decode(erp(0, .5), gallery[2], np.concatenate([rng.permutation(5) for _ in range(46)]))
-    assert low <= .20 <= high and accuracy < .30
+def test_shuffled_training_labels_do_worse(erp, gallery):
+    "Nineteen trainings on labels shuffled within each subject: all below the real one (p = 0.05), around chance together."
+    eeg, rng = erp(0, .5), np.random.default_rng(0)
+    null = [decode(eeg, gallery[2], np.concatenate([rng.permutation(5) for _ in range(46)]))[0] for _ in range(19)]
+    assert max(null) < .5 < decode(eeg, gallery[2])[0] and abs(np.mean(null)-.2) < .04
 
 
-def test_targets_do_not_matter_much(erp, gallery):
-    "Five random directions serve as well as picture embeddings: the category is in the EEG, not in the targets."
-    accuracy, low, high = decode(erp(0, .5), np.random.default_rng(0).standard_normal((5, 256)).astype("float32"))
-    assert accuracy >= .70
+def test_category_does_not_come_from_the_targets(erp):
+    "Five random directions serve as well as picture embeddings."
+    assert decode(erp(0, .5), np.random.default_rng(0).standard_normal((5, 256)).astype("float32"))[0] >= .70
+
+
+def test_the_road_goes_on_to_a_picture(erp, gallery, vision):
+    """Six test subjects, 30 responses: predicted embedding -> nearest picture among the training-concept gallery of all five categories (a category's mean embedding
+    would draw a blend) -> generated from that picture's embedding -> judged by the nearest category mean. The judge is the encoder that gave the targets."""
+    from necomimi.generation import generate, load_generator
+    category, vectors, means = gallery; centre = means.mean(0)
+    rows = np.isin(SUBJECTS, np.random.default_rng(0).permutation(46)[:6])
+    near = closest(predict(erp(0, .5), means)[rows], vectors, centre)
+    pictures = generate(load_generator("mini"), vectors[near], seed=0, progress=False)
+    judged = closest(vision.embed_pictures(pictures, progress=False).vectors, means, centre)
+    kept, (right, low, high) = np.mean(judged == category[near]), interval(judged == LABELS[rows])
+    print(f"30 pictures, {len(np.unique(near))} sources: drawn as the predicted category {kept:.0%}, as the seen one {right:.0%} [{low:.0%}, {high:.0%}]")
+    assert pictures.shape == (30, 64, 64, 3) and pictures.dtype == np.uint8
+    assert kept >= .70 and low > .20
