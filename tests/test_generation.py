@@ -86,3 +86,41 @@ def test_picture_grid_labels_every_row():
     import matplotlib; matplotlib.use("agg")
     fig = picture_grid({"a": np.zeros((3, 8, 8, 3), np.uint8), "b": np.zeros((2, 8, 8, 3), np.uint8)}, columns=list("xyz"))
     assert len(fig.axes) == 6 and fig.axes[3].get_ylabel() == "b" and fig.axes[1].get_title() == "y"
+
+# -- the same call drives a full SDXL: a random, tiny one in the hub's folder layout ---------------------------------------
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    import json
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    d = tmp_path_factory.mktemp("sdxl"); torch.manual_seed(0)
+    letters = [chr(c) for c in range(33, 127)]; vocab = [*letters, *(c+"</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (d/"vocab.json").write_text(json.dumps({v: i for i, v in enumerate(vocab)})); (d/"merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(d/"vocab.json"), str(d/"merges.txt"), model_max_length=77)
+    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2, max_position_embeddings=77, projection_dim=32,
+                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    unet = UNet2DConditionModel(sample_size=32, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6*8+32, transformer_layers_per_block=1, cross_attention_dim=64, norm_num_groups=8)
+    vae = AutoencoderKL(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",)*2, up_block_types=("UpDecoderBlock2D",)*2, latent_channels=4, norm_num_groups=8, sample_size=64)
+    StableDiffusionXLPipeline(vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text), tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear"), add_watermarker=False).save_pretrained(d)
+    cross = [n for n in unet.attn_processors if not n.endswith("attn1.processor")]; width = unet.config.cross_attention_dim
+    adapter = {"image_proj.proj.weight": torch.randn(4*width, 1024)*.02, "image_proj.proj.bias": torch.zeros(4*width), "image_proj.norm.weight": torch.ones(width), "image_proj.norm.bias": torch.zeros(width)}
+    for k, n in enumerate(cross):
+        h = unet.get_submodule(n.removesuffix(".processor")).to_k.out_features
+        for w in ("to_k_ip", "to_v_ip"): adapter[f"ip_adapter.{2*k+1}.{w}.weight"] = torch.randn(h, width)*.5
+    save_file(adapter, d/"ip-adapter.safetensors")
+    return load_generator(str(d))
+
+@pytest.mark.parametrize("guidance", [0., 5.])
+def test_a_full_sdxl_takes_one_embedding_a_picture(sdxl, guidance):
+    e = np.random.default_rng(0).normal(size=(3, 1024)).astype("float32"); kw = dict(guidance_scale=guidance, num_inference_steps=2)
+    batch = draw(sdxl, e, **kw)
+    assert batch.shape == (3, 64, 64, 3) and sdxl.spec.size == 64
+    assert all(differ(draw(sdxl, e[i], seed=i, **kw)[0], batch[i]) <= 2 for i in range(3))     # a picture knows only its own embedding
+    swapped = draw(sdxl, e[[1, 0, 2]], **kw)
+    assert differ(swapped[0], batch[0]) > 2 and differ(swapped[2], batch[2]) <= 2
+    off = [draw(sdxl, x, adapter_scale=0., **kw) for x in (e, -e)]; assert differ(*off) <= 1
+    with pytest.raises(NecomimiError, match="1024-d.*256"): draw(sdxl, e[:, :256])
