@@ -1,5 +1,5 @@
 "Fixtures every test file may use."
-import os
+import json, os
 from pathlib import Path
 import pytest
 
@@ -11,3 +11,20 @@ def shared():
     folder = Path(os.environ.get("NECOMIMI_SHARED", Path(__file__).parents[2]/"shared"))
     if not folder.is_dir(): pytest.skip(f"no reference material at {folder} (set NECOMIMI_SHARED)")
     return folder
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """Writes a small random CLIP in open_clip's folder layout and gives the folder back: `tiny_clip(folder, embed_dim=1024, seed=0, **vision_cfg)`.
+    A vision transformer of 3 blocks on 32 x 32 pixels, norms far from 1, a text tower with open_clip's own tokenizer (it needs no net). Load it with `load_vision(folder)`."""
+    def write(folder, embed_dim=1024, seed=0, **vision_cfg):
+        import open_clip, torch
+        from safetensors.torch import save_file
+        folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+        vision = vision_cfg if "timm_model_name" in vision_cfg else dict(image_size=32, layers=3, width=64, head_width=32, patch_size=8) | vision_cfg
+        text = dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=2)
+        (folder/"open_clip_config.json").write_text(json.dumps(dict(model_cfg=dict(embed_dim=embed_dim, vision_cfg=vision, text_cfg=text), preprocess_cfg={})))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed); model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        save_file(model.state_dict(), folder/"open_clip_model.safetensors")
+        return folder
+    return write
