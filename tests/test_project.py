@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(q.startswith((".", "_")) for q in p.relative_to(ROOT).parts))
-ROOMS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name) and p.parent == ROOT/"nbs"]
+ROOMS = [p for p in NOTEBOOKS if re.match(r"\d\d[a-z]?_", p.name) and p.parent == ROOT/"nbs"]
 RUNS = [p for p in NOTEBOOKS if p.parent == ROOT/"nbs"/"runs"]
 MODULES = sorted(p.stem for p in (ROOT/"necomimi").glob("*.py") if not p.stem.startswith("_"))
 HEAVY = "ipywidgets plotly anywidget diffusers transformers open_clip torchvision papermill nbconvert mne".split()
@@ -68,12 +68,12 @@ def test_quarto_settings_are_the_same_file(): assert (ROOT/"nbs"/"_quarto.yml").
 def test_room_has_a_title_and_its_module(path):
     first, export = source(cells(path)[0]), [m[1] for c in cells(path, "code") for m in [re.match(r"#\| default_exp (\S+)", source(c))] if m]
     assert re.match(r"# \S.*\n+> \S", first), "opens with `# Title` and `> subtitle`"
-    assert len(export) == 1 and export[0] == path.stem[3:]
+    assert len(export) == 1 and export[0] == path.stem.split("_", 1)[1]
     module = ROOT/"necomimi"/f"{export[0]}.py"
     assert module.exists() and f"File to edit: ../nbs/{path.name}" in module.read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_comes_from_a_notebook(module): assert any(p.stem[3:] == module for p in ROOMS)
+def test_module_comes_from_a_notebook(module): assert any(p.stem.split("_", 1)[1] == module for p in ROOMS)
 
 @named(NOTEBOOKS)
 def test_notebook_was_executed_without_errors(path):
