@@ -6,10 +6,9 @@
 __all__ = ['timestep_code', 'Level', 'DiffusionPriorUNet', 'PriorConfig', 'build_network', 'noise_process', 'moments',
            'keep_condition', 'check_vectors', 'Prior', 'fit_prior']
 
-# %% ../nbs/08_prior.ipynb #d6b0c61a
+# %% ../nbs/08_prior.ipynb #36faedea
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import NecomimiError
+from .data import NecomimiError, writing
 from .nerv import match_reference, reference_names
 
-# %% ../nbs/08_prior.ipynb #3c79cdb8
+# %% ../nbs/08_prior.ipynb #a49a3dab
 def timestep_code(t, dim: int) -> torch.Tensor:
     "Sinusoidal code `(batch, dim)` of time steps `(batch,)`: cosines, then sines (spec 6.1)."
     speed = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000.) / (dim // 2)))
     angle = t.float()[:, None] * speed
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
-# %% ../nbs/08_prior.ipynb #84a95aed
+# %% ../nbs/08_prior.ipynb #babfb597
 class Level(nn.Module):
     "`(batch, n_in)` → `(batch, n_out)`, told the time step and (where `keep`) the condition."
     def __init__(self, n_in: int, n_out: int, cond_dim: int, time_dim: int, dropout: float):
@@ -43,7 +42,7 @@ class Level(nn.Module):
         if c is not None: x = x + (self.cond(c) if keep is None else self.cond(c) * keep[:, None])
         return self.layer(x)
 
-# %% ../nbs/08_prior.ipynb #f97a6d56
+# %% ../nbs/08_prior.ipynb #de93c2cf
 class DiffusionPriorUNet(nn.Module):
     """The prior's network: noisy vectors `x (batch, embed_dim)`, time steps `t (batch,)` or one for all, conditions `c (batch, cond_dim)` or None → `(batch, embed_dim)` (spec 6.1).
 
@@ -63,7 +62,7 @@ class DiffusionPriorUNet(nn.Module):
         for level in self.up: x = level(x, time, c, keep) + skips.pop()
         return self.output(x)
 
-# %% ../nbs/08_prior.ipynb #41311dce
+# %% ../nbs/08_prior.ipynb #23763496
 def _reference_table(n_levels: int) -> dict:
     "Module names of the reference's prior → ours."
     table = {"input_layer.0": "input.0", "input_layer.1": "input.1", "output_layer": "output"}
@@ -87,7 +86,7 @@ def _from_reference(cls, state_dict: dict) -> "DiffusionPriorUNet":
 
 DiffusionPriorUNet.from_reference = classmethod(_from_reference)
 
-# %% ../nbs/08_prior.ipynb #572ce9a9
+# %% ../nbs/08_prior.ipynb #1b64283d
 @dataclass(frozen=True)
 class PriorConfig:
     """How a prior is built, trained and sampled.
@@ -130,13 +129,13 @@ class PriorConfig:
         return cls(**(dict(hidden_dims=(1024, 512, 256, 128, 64), time_dim=512, epochs=150, min_steps=0, batch_size=1024, lr=1e-3, warmup_steps=500, cond_drop_per="batch",
                            guidance_scale=5., targets="raw", conditions="raw", predict="epsilon", clip_sample=True) | kwargs))
 
-# %% ../nbs/08_prior.ipynb #1d927dd1
+# %% ../nbs/08_prior.ipynb #4cfddeaf
 def build_network(config: PriorConfig, embed_dim: int, cond_dim: int) -> DiffusionPriorUNet:
     "The network `config` asks for; sizes it leaves open follow `embed_dim`."
     hidden = config.hidden_dims or ((1024, 512, 256, 128, 64) if embed_dim >= 1024 else tuple(max(w, low) for w, low in ((2*embed_dim, 256), (embed_dim, 128), (embed_dim//2, 64))))
     return DiffusionPriorUNet(embed_dim, cond_dim, hidden, config.time_dim or min(512, max(64, embed_dim // 2)), config.dropout)
 
-# %% ../nbs/08_prior.ipynb #453722e5
+# %% ../nbs/08_prior.ipynb #7aeec72c
 def noise_process(config: PriorConfig, kind: str = "ddpm"):
     "diffusers' scheduler for `config`: 'ddpm' (noise added back at each step) or 'ddim' (none). Imported here, not when this module is."
     from diffusers import DDIMScheduler, DDPMScheduler
@@ -144,7 +143,7 @@ def noise_process(config: PriorConfig, kind: str = "ddpm"):
     if kind not in kinds: raise NecomimiError(f"the scheduler must be one of {tuple(kinds)}, found {kind!r}.")
     return kinds[kind](num_train_timesteps=config.num_train_timesteps, prediction_type=config.predict, clip_sample=config.clip_sample)
 
-# %% ../nbs/08_prior.ipynb #e0c5c492
+# %% ../nbs/08_prior.ipynb #ffd2c536
 def moments(values: torch.Tensor, how: str) -> tuple[torch.Tensor, torch.Tensor]:
     "Mean and scale of each column for 'standardised', 0 and 1 for 'raw'. A column that does not vary gets scale 1."
     if how == "raw": return torch.zeros(values.shape[1]), torch.ones(values.shape[1])
@@ -155,9 +154,10 @@ def keep_condition(n: int, config: PriorConfig) -> torch.Tensor:
     "Booleans `(n,)`: false where a training row goes without its condition (drawn from torch's current generator)."
     return (torch.rand(n if config.cond_drop_per == "sample" else 1) >= config.cond_drop_prob).expand(n)
 
-# %% ../nbs/08_prior.ipynb #056d339a
+# %% ../nbs/08_prior.ipynb #8d9224d9
 def check_vectors(values, what: str, width: int | None = None) -> torch.Tensor:
     "`values` as float32 `(n, width)`, or a `NecomimiError` that says what is wrong with them."
+    values = getattr(values, "vectors", values)                     # Embeddings
     x = values.detach().float().cpu() if torch.is_tensor(values) else torch.from_numpy(np.array(values, dtype="float32"))
     if x.ndim != 2 or 0 in x.shape: raise NecomimiError(f"{what} must be a non-empty array (n, width), found shape {tuple(x.shape)}.")
     if width is not None and x.shape[1] != width: raise NecomimiError(f"{what} must have width {width}, as the prior was fitted, found {x.shape[1]}.")
@@ -165,7 +165,7 @@ def check_vectors(values, what: str, width: int | None = None) -> torch.Tensor:
         raise NecomimiError(f"{what} must be finite; row {(~torch.isfinite(x).all(1)).nonzero()[0].item()} (counted from 0) holds NaN or infinity.")
     return x
 
-# %% ../nbs/08_prior.ipynb #95039a54
+# %% ../nbs/08_prior.ipynb #824a807e
 @dataclass(frozen=True, repr=False)
 class Prior:
     "A fitted prior. `stats`: mean and scale of targets and conditions; `history`: one row an epoch; `meta`: sizes and where the pairs came from."
@@ -206,7 +206,7 @@ class Prior:
         ax.plot(self.history.epoch, self.history.loss); ax.set(xlabel="epoch", ylabel="squared error, training pairs", title="prior")
         return ax
 
-# %% ../nbs/08_prior.ipynb #daa7ad9c
+# %% ../nbs/08_prior.ipynb #a38bd880
 def fit_prior(eeg_embeddings, targets, config: PriorConfig = PriorConfig(), folder=None, progress: bool = True, *, meta: dict | None = None, device=None) -> Prior:
     """Fit a prior to pairs of conditions `eeg_embeddings (n, cond_dim)` and picture embeddings `targets (n, embed_dim)`, any units (spec 6.1).
 
@@ -228,7 +228,7 @@ def fit_prior(eeg_embeddings, targets, config: PriorConfig = PriorConfig(), fold
     if folder is not None: prior.save(folder)
     return prior
 
-# %% ../nbs/08_prior.ipynb #cba76637
+# %% ../nbs/08_prior.ipynb #01803f76
 def _train(network, x, c, config: PriorConfig, progress: bool) -> pd.DataFrame:
     "Adam on the squared error of the network's prediction, in place; the loss of each epoch."
     from tqdm.auto import tqdm
@@ -255,22 +255,15 @@ def _loss(network, process, x, c, config: PriorConfig):
     goal = {"epsilon": lambda: noise, "sample": lambda: x, "v_prediction": lambda: process.get_velocity(x, noise, t)}[config.predict]()
     return F.mse_loss(network(process.add_noise(x, noise, t), t, c, keep_condition(len(x), config).to(x.device)), goal)
 
-# %% ../nbs/08_prior.ipynb #655c08da
+# %% ../nbs/08_prior.ipynb #259394a5
 def _save(self, folder) -> Path:
     "Write `prior.safetensors` (all of it) and `prior.json` (to read) into `folder`; an interrupted save leaves what was there."
     from safetensors.torch import save_file
     folder = Path(folder)
     card = dict(format="necomimi.prior/1", embed_dim=self.stats["target_mean"].numel(), cond_dim=self.stats["cond_mean"].numel(), config=asdict(self.config), meta=self.meta, history=self.history.to_dict("records"))
     tensors = {f"network.{k}": v.cpu().contiguous() for k, v in self.network.state_dict().items()} | {f"stats.{k}": v.cpu() for k, v in self.stats.items()}
-    parts = folder/"prior.safetensors.part", folder/"prior.json.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, parts[0], {"necomimi": json.dumps(card)}); parts[1].write_text(json.dumps(card, indent=1))
-        for part in parts: os.replace(part, part.with_suffix(""))
-    except OSError as e:
-        raise NecomimiError(f"could not save the prior in {folder}: {e}. Give a folder that can be written to and has room.") from e
-    finally:
-        for part in parts: part.unlink(missing_ok=True) if part.parent.is_dir() else None
+    with writing(folder/"prior.safetensors", "prior") as part: save_file(tensors, part, {"necomimi": json.dumps(card)})
+    with writing(folder/"prior.json", "prior") as part: part.write_text(json.dumps(card, indent=1))
     return folder/"prior.safetensors"
 
 def _load(cls, folder) -> "Prior":

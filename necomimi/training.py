@@ -6,16 +6,16 @@
 __all__ = ['info_nce', 'Contrast', 'TrainConfig', 'channel_moments', 'channel_scale', 'epoch_plan', 'learning_rate', 'Batches',
            'mean_of_repetitions', 'validation_scores', 'FitResult', 'fit']
 
-# %% ../nbs/06_training.ipynb #cc33b0e5
-import hashlib, json, math, os, sys, time
+# %% ../nbs/06_training.ipynb #929f252f
+import hashlib, json, math, sys, time
 from dataclasses import dataclass, field, fields, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import nn
-from .data import NecomimiError, TrialStore, concept_split
+from .data import NecomimiError, TrialStore, concept_split, writing
 
-# %% ../nbs/06_training.ipynb #40b3f60c
+# %% ../nbs/06_training.ipynb #5c007837
 def info_nce(logits, ids=None, multi_positive=False):
     """Symmetric InfoNCE of (batch, batch) logits, EEG in rows and targets in columns, the right pairs on the diagonal: a scalar.
 
@@ -30,7 +30,7 @@ def info_nce(logits, ids=None, multi_positive=False):
             logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -torch.inf)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))/2
 
-# %% ../nbs/06_training.ipynb #3fdf68fe
+# %% ../nbs/06_training.ipynb #c0c964e6
 class Contrast(nn.Module):
     """Logits and loss between EEG embeddings and targets, with a learnable temperature.
 
@@ -55,7 +55,7 @@ class Contrast(nn.Module):
         "Called after every step."
         if self.form == "standard": self.log_scale.clamp_(0, math.log(100))
 
-# %% ../nbs/06_training.ipynb #5bccae2f
+# %% ../nbs/06_training.ipynb #f640c731
 _ONE_OF = dict(temperature=("standard", "reference"), average=("random", "all", None), same=("picture", "concept", None), schedule=("cosine", None))
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text): return cls.from_dict(json.loads(text))
 
-# %% ../nbs/06_training.ipynb #39673874
+# %% ../nbs/06_training.ipynb #747db4e6
 def _named(i, ch_names): return f"{ch_names[i]}" if ch_names is not None else f"number {i}"
 
 def channel_moments(trials, ch_names=None, chunk=2**24):
@@ -142,7 +142,7 @@ def channel_scale(mean, var):
     scale = np.sqrt(var.mean(0) + mean.var(0)).astype("float32")
     return np.where(scale > 0, scale, np.float32(1))
 
-# %% ../nbs/06_training.ipynb #7651edbf
+# %% ../nbs/06_training.ipynb #742769a8
 def epoch_plan(n_pictures, n_repetitions, average, seed, epoch):
     """Samples of one epoch in order: `pictures` (n,) and `weights` (n, n_repetitions) float32, or for `average=None` the repetition of each (n,) int64."""
     rng = np.random.default_rng([seed, epoch])
@@ -157,7 +157,7 @@ def learning_rate(step, n_steps, config):
     warm = max(1, round(config.warmup*n_steps))
     return config.lr*min(1, (step+1)/warm)*(1 if step < warm else .5*(1 + math.cos(math.pi*(step-warm)/max(1, n_steps-warm))))
 
-# %% ../nbs/06_training.ipynb #fdedeac6
+# %% ../nbs/06_training.ipynb #aa9bd451
 class Batches:
     "Reads scaled samples from `trials` (n_pictures, n_repetitions, n_chans, n_times): call with `epoch_plan`'s pictures and weights."
     def __init__(self, trials, scale, device="cpu"):
@@ -181,7 +181,7 @@ def mean_of_repetitions(trials, chunk=2**24):
     step = max(1, chunk//trials[0].size)
     return np.concatenate([trials[i:i+step].mean(1, dtype=np.float32, keepdims=True) for i in range(0, len(trials), step)])
 
-# %% ../nbs/06_training.ipynb #bb675fca
+# %% ../nbs/06_training.ipynb #b38a9670
 @torch.no_grad()
 def validation_scores(contrast, embeddings, targets, concepts):
     """Loss, top-1 and top-5 of (n, dim) tensors, as in the test: one picture a concept in each gallery (the j-th of every concept), averaged over j.
@@ -195,7 +195,7 @@ def validation_scores(contrast, embeddings, targets, concepts):
         totals += len(i)*np.array([float(info_nce(logits)), float((above == 0).float().mean()), float((above < 5).float().mean())])
     return dict(zip(("val_loss", "val_top1", "val_top5"), (totals/n).tolist())) | dict(val_ways=len(rounds[0]))
 
-# %% ../nbs/06_training.ipynb #5713ba6e
+# %% ../nbs/06_training.ipynb #65892bad
 @dataclass(frozen=True)
 class _Data:
     trials: np.ndarray; targets: torch.Tensor; text: "torch.Tensor|None"; concept_ids: np.ndarray; concepts: np.ndarray
@@ -241,7 +241,7 @@ def _prepare(eeg, targets, concepts, text_targets, ch_names, sfreq, config):
                 recipe=store.recipe if store else None, val_concepts=sorted(set(concepts[val])), data=mark.hexdigest()[:16])
     return _Data(trials, targets, text, np.unique(concepts, return_inverse=True)[1], concepts, train, val, channel_scale(mean[train], var[train]), info)
 
-# %% ../nbs/06_training.ipynb #034c64d3
+# %% ../nbs/06_training.ipynb #59d8f8c1
 class _Run:
     def __init__(self, data, config, encoder, device):
         self.data, self.config, self.device = data, config, torch.device(device)
@@ -311,18 +311,11 @@ class _Run:
     def load_weights(self, state):
         for a, m in (("encoder", self.encoder), ("contrast", self.contrast)): m.load_state_dict({k[len(a)+1:]: v for k, v in state.items() if k.startswith(a + ".")})
 
-# %% ../nbs/06_training.ipynb #2e7e7d1a
+# %% ../nbs/06_training.ipynb #9a293da9
 def _write(tensors, path, meta):
     "safetensors with a JSON header, written whole or not at all."
     from safetensors.torch import save_file
-    part = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"necomimi": json.dumps(meta)})
-        os.replace(part, path)
-    except Exception as e:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None
-        raise NecomimiError(f"cannot write {path}: {e}. Is the disk full or the folder read-only? Nothing was changed there.") from e
+    with writing(path, "training") as part: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"necomimi": json.dumps(meta)})
 
 def _read(path):
     "(tensors, JSON header) of a file of ours."
@@ -357,7 +350,7 @@ def _restore(run, path):
     run.optimiser.load_state_dict(dict(state=state, param_groups=run.optimiser.state_dict()["param_groups"]))
     run.best_state = {k[5:]: v.to(run.device) for k, v in tensors.items() if k.startswith("best.")} or None
 
-# %% ../nbs/06_training.ipynb #b15fed5b
+# %% ../nbs/06_training.ipynb #c248ead7
 @dataclass(frozen=True, repr=False)
 class FitResult:
     "A trained encoder with everything needed to use it. `info`: sizes, channels, subject, data fingerprint, validation concepts, epoch kept."
@@ -390,7 +383,7 @@ class FitResult:
         meta = dict(config=self.config.to_dict(), info=self.info, data=self.info["data"], history=self.history.to_dict("records"), encoder_class=type(self.encoder).__name__)
         _write(dict(self.encoder.state_dict()) | {"necomimi.scale": torch.from_numpy(self.scale)}, folder/"encoder.safetensors", meta)
         for name, text in (("fit.json", json.dumps({k: v for k, v in meta.items() if k != "history"}, indent=1)), ("history.csv", self.history.to_csv(index=False))):
-            (folder/f".{name}.partial").write_text(text, encoding="utf-8"); os.replace(folder/f".{name}.partial", folder/name)
+            with writing(folder/name, "training") as part: part.write_text(text, encoding="utf-8")
         return folder
 
     @classmethod
@@ -420,7 +413,7 @@ def _make(config, info):
     from necomimi.encoders import make_encoder
     return make_encoder(config.encoder, info["n_chans"], info["n_times"], info["n_outputs"], info["sfreq"], **config.encoder_options)
 
-# %% ../nbs/06_training.ipynb #8668a58d
+# %% ../nbs/06_training.ipynb #2133ed72
 def _curve(history, config, fig=None):
     "Draws loss and validation accuracy into one figure."
     import matplotlib.pyplot as plt
@@ -457,7 +450,7 @@ def _watcher(config, done):
         state["fig"] = _curve(history, config, state["fig"]); handle.update(state["fig"]); state["drawn"] = time.time()
     return show
 
-# %% ../nbs/06_training.ipynb #681063be
+# %% ../nbs/06_training.ipynb #f4fcc1e9
 def _start(data, config, encoder, device):
     "A `_Run` at epoch 0; weights are drawn from the seed unless a module was given."
     if device is None:

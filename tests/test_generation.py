@@ -1,11 +1,16 @@
 "Generation: the shipped generator draws what its embedding says, seeds and batches, controls, bad input."
+import runpy, shutil
+from dataclasses import replace
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from necomimi import generation
 from necomimi.data import NecomimiError
-from necomimi.generation import GENERATORS, conditions, derangement, generate, load_generator, one_stage, picture_grid
+from necomimi.generation import FAMILIES, GENERATORS, Adapter, GeneratorSpec, conditions, derangement, generate, load_generator, memory_plan, one_stage, picture_grid
 from necomimi.mini import mini_pictures, pixels
-from necomimi.vision import load_vision
+from necomimi.vision import Embeddings, load_vision
+from tiny_diffusion import SD15_FILE, SDXL_FILE, tiny_sd15, tiny_sdxl
 
 @pytest.fixture(scope="module")
 def eye(): return load_vision("mini")
@@ -87,40 +92,221 @@ def test_picture_grid_labels_every_row():
     fig = picture_grid({"a": np.zeros((3, 8, 8, 3), np.uint8), "b": np.zeros((2, 8, 8, 3), np.uint8)}, columns=list("xyz"))
     assert len(fig.axes) == 6 and fig.axes[3].get_ylabel() == "b" and fig.axes[1].get_title() == "y"
 
-# -- the same call drives a full SDXL: a random, tiny one in the hub's folder layout ---------------------------------------
+# -- the hub's models, tiny and random, in the hub's folder layout --------------------------------------------------------
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory):
-    import json
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-    d = tmp_path_factory.mktemp("sdxl"); torch.manual_seed(0)
-    letters = [chr(c) for c in range(33, 127)]; vocab = [*letters, *(c+"</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (d/"vocab.json").write_text(json.dumps({v: i for i, v in enumerate(vocab)})); (d/"merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(d/"vocab.json"), str(d/"merges.txt"), model_max_length=77)
-    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2, max_position_embeddings=77, projection_dim=32,
-                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    unet = UNet2DConditionModel(sample_size=32, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6*8+32, transformer_layers_per_block=1, cross_attention_dim=64, norm_num_groups=8)
-    vae = AutoencoderKL(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",)*2, up_block_types=("UpDecoderBlock2D",)*2, latent_channels=4, norm_num_groups=8, sample_size=64)
-    StableDiffusionXLPipeline(vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text), tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
-        scheduler=EulerDiscreteScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear"), add_watermarker=False).save_pretrained(d)
-    cross = [n for n in unet.attn_processors if not n.endswith("attn1.processor")]; width = unet.config.cross_attention_dim
-    adapter = {"image_proj.proj.weight": torch.randn(4*width, 1024)*.02, "image_proj.proj.bias": torch.zeros(4*width), "image_proj.norm.weight": torch.ones(width), "image_proj.norm.bias": torch.zeros(width)}
-    for k, n in enumerate(cross):
-        h = unet.get_submodule(n.removesuffix(".processor")).to_k.out_features
-        for w in ("to_k_ip", "to_v_ip"): adapter[f"ip_adapter.{2*k+1}.{w}.weight"] = torch.randn(h, width)*.5
-    save_file(adapter, d/"ip-adapter.safetensors")
-    return load_generator(str(d))
+def hub(tmp_path_factory):
+    "name -> (base folder, adapter folder), apart as on the hub."
+    d = tmp_path_factory.mktemp("hub")
+    return {name: (write(d/name, adapter=d/"adapter"), d/"adapter") for name, write in (("sdxl-turbo", tiny_sdxl), ("sd15", tiny_sd15))}
+
+def load(hub, name, **kw): base, adapter = hub[name]; return load_generator(name, **(dict(base=base, adapter=adapter) | kw))
+
+@pytest.fixture(scope="module", params=["sdxl-turbo", "sd15"])
+def big(request, hub): return load(hub, request.param)
+@pytest.fixture(scope="module")
+def sdxl(hub): return load(hub, "sdxl-turbo")
+
+E = np.random.default_rng(0).normal(size=(3, 1024)).astype("float32")
+FAST = dict(guidance_scale=0., num_inference_steps=2)
+
+def test_loading_lets_the_text_encoders_go_and_says_what_it_made(big):
+    parts = big.pipe.components
+    assert parts["text_encoder"] is None and parts.get("text_encoder_2") is None and parts["image_encoder"] is None and big.spec.size == 64 and big.spec.dim == 1024
+    assert "1024-d" in repr(big) and "ViT-H-14" in repr(big) and "no GPU" in repr(big) and "ViT-H-14" in big._repr_html_()
 
 @pytest.mark.parametrize("guidance", [0., 5.])
-def test_a_full_sdxl_takes_one_embedding_a_picture(sdxl, guidance):
-    e = np.random.default_rng(0).normal(size=(3, 1024)).astype("float32"); kw = dict(guidance_scale=guidance, num_inference_steps=2)
-    batch = draw(sdxl, e, **kw)
-    assert batch.shape == (3, 64, 64, 3) and sdxl.spec.size == 64
-    assert all(differ(draw(sdxl, e[i], seed=i, **kw)[0], batch[i]) <= 2 for i in range(3))     # a picture knows only its own embedding
-    swapped = draw(sdxl, e[[1, 0, 2]], **kw)
-    assert differ(swapped[0], batch[0]) > 2 and differ(swapped[2], batch[2]) <= 2
-    off = [draw(sdxl, x, adapter_scale=0., **kw) for x in (e, -e)]; assert differ(*off) <= 1
-    with pytest.raises(NecomimiError, match="1024-d.*256"): draw(sdxl, e[:, :256])
+def test_a_picture_knows_its_own_embedding_and_seed(big, guidance):
+    kw = dict(guidance_scale=guidance, num_inference_steps=2); batch = draw(big, E, **kw)
+    assert batch.shape == (3, 64, 64, 3) and batch.dtype == np.uint8 and differ(draw(big, E, **kw), batch) == 0
+    assert all(differ(draw(big, E[i], seed=i, **kw)[0], batch[i]) <= 2 for i in range(3)) and differ(draw(big, E, batch_size=2, **kw), batch) <= 2
+    swapped = draw(big, E[[1, 0, 2]], **kw)
+    assert differ(swapped[0], batch[0]) > 2 and differ(swapped[2], batch[2]) <= 2 and differ(draw(big, E, seed=9, **kw), batch) > 2
+    on, off = ([draw(big, x, adapter_scale=scale, **kw) for x in (E, -E)] for scale in (1., 0.))
+    assert differ(*on) > 2 and differ(*off) <= 1
+
+@pytest.mark.parametrize("guidance", [0., 5.])
+def test_one_picture_is_what_diffusers_own_call_draws(hub, big, guidance):
+    "The empty prompt encoded once, our decoding and the row-by-row embeddings change nothing."
+    import diffusers
+    Pipeline = {"sdxl-turbo": diffusers.StableDiffusionXLPipeline, "sd15": diffusers.StableDiffusionPipeline}[big.spec.name]; base, adapter = hub[big.spec.name]
+    plain = Pipeline.from_pretrained(base, use_safetensors=True); folder, file = big.spec.adapter_file.split("/")
+    plain.load_ip_adapter(str(adapter), subfolder=folder, weight_name=file, image_encoder_folder=None); plain.set_progress_bar_config(disable=True)
+    e = torch.from_numpy(E[:1])[None]; e = torch.cat([torch.zeros_like(e), e]) if guidance > 1 else e
+    theirs = plain(prompt="", ip_adapter_image_embeds=[e], num_inference_steps=3, guidance_scale=guidance, generator=torch.Generator().manual_seed(4), output_type="pil").images[0]
+    assert differ(draw(big, E[0], seed=4, num_inference_steps=3, guidance_scale=guidance)[0], np.asarray(theirs)) <= 1
+
+def test_one_stage_and_two_stages(sdxl):
+    from necomimi.prior import PriorConfig, fit_prior
+    rng = np.random.default_rng(1); pictures = rng.normal(size=(40, 1024)).astype("float32"); eeg = pictures+rng.normal(size=pictures.shape).astype("float32")
+    prior = fit_prior(eeg, pictures, PriorConfig(epochs=1, min_steps=2, hidden_dims=(64, 32), time_dim=32), progress=False)
+    sets = conditions(eeg[:2], pictures[:2], prior, pictures, num_inference_steps=2)
+    drawn = {k: draw(sdxl, v) for k, v in sets.items()}
+    assert all(p.shape == (2, 64, 64, 3) for p in drawn.values()) and differ(drawn["one-stage"], drawn["two-stage"]) > 2 and differ(drawn["two-stage"][0], drawn["shuffled EEG"][0]) > 2
+
+def test_a_folder_or_a_file_is_enough(hub, sdxl, tmp_path):
+    both = tmp_path/"both"; shutil.copytree(hub["sdxl-turbo"][0], both); shutil.copytree(hub["sdxl-turbo"][1], both, dirs_exist_ok=True)
+    same, want = (lambda g: differ(draw(g, E[:1]), want) == 0), draw(sdxl, E[:1])
+    g = load_generator(str(both)); assert same(g) and g.spec.name == "both" and g.spec.encoder == ("ViT-H-14", "laion2b_s32b_b79k")
+    assert same(load_generator("sdxl-turbo", base=both)) and same(load(hub, "sdxl-turbo", adapter=both/SDXL_FILE))
+    assert load_generator("sdxl", base=both).spec.guidance_scale == 5. and load_generator(both, adapter_file=SDXL_FILE).spec.dim == 1024
+
+def test_an_adapter_the_table_does_not_know_says_its_own_width(tmp_path):
+    g = load_generator(tiny_sdxl(tmp_path, dim=48, file="ip-adapter.safetensors"))
+    assert (g.spec.dim, g.spec.encoder) == (48, ()) and draw(g, E[:, :48]).shape == (3, 64, 64, 3)
+    with pytest.raises(NecomimiError, match="48-d.*not known.*1024"): draw(g, E)
+    shutil.copy(tmp_path/"ip-adapter.safetensors", tmp_path/"ip-adapter_sdxl_vit-h.safetensors")
+    with pytest.raises(NecomimiError, match="1024-d.*48-d.*another adapter"): load_generator("sdxl-turbo", base=tmp_path, adapter=tmp_path)
+
+def test_a_pipeline_of_your_own(hub, sdxl):
+    from diffusers import StableDiffusionXLPipeline
+    own = StableDiffusionXLPipeline.from_pretrained(hub["sdxl-turbo"][0])
+    assert differ(draw(load(hub, "sdxl-turbo", base=own), E[:1]), draw(sdxl, E[:1])) == 0 and own.text_encoder is not None
+
+def test_hub_names_from_the_cache_offline(hub, tmp_path, monkeypatch):
+    "What a finished download leaves behind, and no network (tests/conftest.py sets HF_HUB_OFFLINE)."
+    def cached(repo, folder):
+        d = tmp_path/f"models--{repo.replace('/', '--')}"; (d/"refs").mkdir(parents=True); (d/"refs"/"main").write_text("0"*40)
+        shutil.copytree(folder, d/"snapshots"/("0"*40))
+    for name in hub: cached(GENERATORS[name].base, hub[name][0])
+    cached("h94/IP-Adapter", hub["sd15"][1])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in hub:
+        g = load_generator(name); assert g.spec.size == 512 and str(g.spec.base) == GENERATORS[name].base
+        assert differ(draw(replace(g, spec=replace(g.spec, size=64)), E[:1], **FAST), draw(load(hub, name), E[:1], **FAST)) == 0
+    with pytest.raises(NecomimiError, match="HF_HUB_OFFLINE is set.*hf download stabilityai/stable-diffusion-xl-base-1.0"): load_generator("sdxl")
+
+# -- bad files -------------------------------------------------------------------------------------------------------------
+def test_missing_adapter(hub, tmp_path):
+    with pytest.raises(NecomimiError, match="no adapter sdxl_models/ip-adapter_sdxl_vit-h.*hf download h94/IP-Adapter"): load(hub, "sdxl-turbo", adapter=tmp_path)
+    with pytest.raises(NecomimiError, match="neither a file nor a folder"): load(hub, "sdxl-turbo", adapter=tmp_path/"nowhere")
+    with pytest.raises(NecomimiError, match="not in the hub's cache.*HF_HUB_OFFLINE"): load_generator("sdxl-turbo", base=hub["sdxl-turbo"][0])
+    with pytest.raises(NecomimiError, match="found models/ip-adapter_sd15.safetensors, sdxl_models"): load(hub, "sdxl-turbo", adapter_file="ip-adapter_sdxl.safetensors")
+
+@pytest.mark.parametrize("harm, words", [(lambda b: b[:-100], "damaged"), (lambda b: b"<html>404</html>", "damaged"), (lambda b: b"", "damaged"),
+    (lambda b: safetensors_bytes({"x": torch.zeros(1)}), "not an IP-Adapter.*found x"), (lambda b: safetensors_bytes({"image_proj.latents": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)}), "hidden tokens")])
+def test_harmed_adapter(hub, tmp_path, harm, words):
+    (tmp_path/"sdxl_models").mkdir(); (tmp_path/SDXL_FILE).write_bytes(harm((hub["sdxl-turbo"][1]/SDXL_FILE).read_bytes()))
+    with pytest.raises(NecomimiError, match=words): load(hub, "sdxl-turbo", adapter=tmp_path)
+
+def safetensors_bytes(tensors):
+    from safetensors.torch import save
+    return save(tensors)
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+def test_harmed_base_names_the_file(hub, tmp_path, part):
+    base = tmp_path/"base"; shutil.copytree(hub["sdxl-turbo"][0], base); (base/part).write_bytes((base/part).read_bytes()[:5000])
+    with pytest.raises(NecomimiError, match=f"damaged files {part}"): load(hub, "sdxl-turbo", base=base)
+    (base/part).unlink()
+    with pytest.raises(NecomimiError, match="cannot be loaded from"): load(hub, "sdxl-turbo", base=base)
+
+def test_pairs_that_do_not_fit(hub, tmp_path):
+    with pytest.raises(NecomimiError, match="family 'sd'.*family 'sdxl'"): load(hub, "sdxl-turbo", adapter_file=SD15_FILE)
+    with pytest.raises(NecomimiError, match="takes tokens"): load(hub, "sdxl-turbo", adapter_file="sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors")
+    with pytest.raises(NecomimiError, match="holds one of 'sd': use 'sd15'"): load(hub, "sdxl-turbo", base=hub["sd15"][0])
+    shutil.copy(hub["sd15"][1]/SD15_FILE, tmp_path/"mine.safetensors")
+    with pytest.raises(NecomimiError, match="do not fit: the adapter's tokens are 32 wide, the network's 64 wide"): load(hub, "sdxl-turbo", adapter=tmp_path/"mine.safetensors")
+    (tmp_path/"mine.bin").write_bytes(b"x")
+    with pytest.raises(NecomimiError, match="pickle"): load(hub, "sdxl-turbo", adapter=tmp_path/"mine.bin")
+
+# -- the contract at the door -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dim, words", [(768, "1024-d.*768-d, the width of ViT-L-14; no adapter.*load_vision\\('ViT-H-14', 'laion2b_s32b_b79k'\\)"),
+    (1280, "1024-d.*1280-d, the width of ViT-bigG-14.*hidden layers.*load_generator\\('sdxl-turbo', adapter_file='sdxl_models/ip-adapter_sdxl.safetensors'\\)"), (256, "load_generator\\('mini'\\)"), (7, "no adapter")])
+def test_a_wrong_width_is_told_what_it_fits(sdxl, dim, words):
+    with pytest.raises(NecomimiError, match=words): draw(sdxl, np.ones((2, dim)))
+
+@pytest.mark.parametrize("meta, words", [(dict(model="ViT-B-16", pretrained="openai"), "found embeddings of ViT-B-16 openai.*load_vision"), (dict(model="ViT-H-14", pretrained="dfn5b"), "found embeddings of ViT-H-14 dfn5b"),
+    (dict(model="ViT-H-14", pretrained="laion2b_s32b_b79k", layer="block-23"), "block-23"), (dict(model="ViT-H-14", pretrained="laion2b_s32b_b79k", normalized="true"), "L2-normalised")])
+def test_embeddings_of_another_origin(sdxl, meta, words):
+    with pytest.raises(NecomimiError, match=words): draw(sdxl, Embeddings(E, meta))
+
+@pytest.mark.parametrize("meta", [{}, dict(model="ViT-H-14", pretrained="laion2b_s32b_b79k", layer="final", normalized="false"), dict(model="ViT-H-14", pretrained="/models/open_clip_model.safetensors"), dict(model="/models/clip", pretrained="shipped")])
+def test_embeddings_of_the_right_origin(sdxl, meta): assert differ(draw(sdxl, Embeddings(E[:1], meta)), draw(sdxl, E[:1])) == 0
+
+# -- precision and memory -------------------------------------------------------------------------------------------------------
+def test_half_precision_keeps_the_vae_of_sdxl_in_fp32(hub, sdxl, tmp_path):
+    half = load(hub, "sdxl-turbo", dtype=torch.float16)
+    assert half.pipe.unet.dtype == torch.float16 and half.pipe.vae.dtype == torch.float32 and differ(draw(half, E[:1], **FAST), draw(sdxl, E[:1], **FAST)) <= 12
+    fixed = tmp_path/"vae"; shutil.copytree(hub["sdxl-turbo"][0]/"vae", fixed); c = fixed/"config.json"; c.write_text(c.read_text().replace('"force_upcast": true', '"force_upcast": false'))
+    assert load(hub, "sdxl-turbo", dtype=torch.float16, vae=fixed).pipe.vae.dtype == torch.float16 and load(hub, "sd15", dtype=torch.float16).pipe.vae.dtype == torch.float16
+    with pytest.raises(NecomimiError, match="VAE.*cannot be loaded"): load(hub, "sdxl-turbo", vae=tmp_path/"none")
+
+def test_fp16_files_are_used_where_there_are_any(hub, tmp_path):
+    base = tmp_path/"base"; shutil.copytree(hub["sdxl-turbo"][0], base)
+    for f in base.rglob("*.safetensors"): f.rename(f.with_name(f.stem+".fp16.safetensors"))
+    assert load(hub, "sdxl-turbo", base=base, dtype=torch.float16).pipe.unet.dtype == torch.float16 and load(hub, "sdxl-turbo", base=base).pipe.unet.dtype == torch.float32
+
+def test_overflow_is_said_and_not_drawn_black(hub):
+    g = load(hub, "sdxl-turbo"); torch.nn.init.constant_(g.pipe.vae.decoder.conv_out.bias, torch.inf)
+    with pytest.raises(NecomimiError, match="NaN or infinite pixels.*sdxl-vae-fp16-fix"): draw(g, E[:1])
+
+def test_out_of_memory_halves_the_batch_and_goes_on(hub, sdxl):
+    g, seen = load(hub, "sdxl-turbo"), []
+    def full(module, args, kwargs):
+        seen.append(len(args[0]))
+        if len(args[0]) > 2: raise torch.OutOfMemoryError("CUDA out of memory (made up)")
+    handle = g.pipe.unet.register_forward_pre_hook(full, with_kwargs=True); e = np.concatenate([E, -E])
+    with pytest.warns(UserWarning, match="out of GPU memory with a batch of") as said: halved = draw(g, e, num_inference_steps=1)
+    assert [str(w.message).split("memory ")[1] for w in said if w.category is UserWarning] == ["with a batch of 6; going on with 3", "with a batch of 3; going on with 1"]
+    assert seen == [6, 3, 1, 1, 1, 1, 1, 1] and differ(halved, draw(sdxl, e, num_inference_steps=1)) <= 2
+    handle.remove(); g.pipe.unet.register_forward_pre_hook(lambda m, a: (_ for _ in ()).throw(torch.OutOfMemoryError("made up")))
+    with pytest.raises(NecomimiError, match="does not fit"): draw(g, E[:1])
+
+@pytest.mark.parametrize("free, mode", [(None, "none"), (80e9, "none"), (20e9, "slicing"), (7e9, "offload"), (1e9, "offload")])
+def test_memory_plan(free, mode):
+    plan = memory_plan("auto", 6e9, 1e9, free); assert plan.mode == mode and (free is None or f"{free/1e9:.1f} GB of GPU memory free" in plan.why)
+    if free: assert all((p := memory_plan(m, 6e9, 1e9, free)).mode == m and "as asked" in p.why for m in ("none", "slicing", "offload"))
+
+def test_memory_modes_draw_the_same_pictures(hub, sdxl):
+    want = draw(sdxl, E, **FAST); sliced = load(hub, "sdxl-turbo", memory="slicing")
+    assert sliced.pipe.vae.use_slicing and "as asked" in repr(sliced) and differ(draw(sliced, E, **FAST), want) <= 1
+    taken = load(hub, "sdxl-turbo"); generation._place(taken.pipe, taken.pipe.vae, "offload", torch.device("cpu"))     # the hooks of offloading, with the CPU as the "GPU"
+    assert len(taken.pipe._all_hooks) == 2 and all(differ(draw(taken, E, **FAST), want) <= 1 for _ in range(2))
+    with pytest.raises(NecomimiError, match="needs a GPU"): load(hub, "sdxl-turbo", memory="offload")
+    with pytest.raises(NecomimiError, match="memory must be"): load(hub, "sdxl-turbo", memory="little")
+
+def test_compiled_networks_draw_the_same(hub, sdxl):
+    g, calls = load(hub, "sdxl-turbo", compile=dict(backend=lambda graph, inputs: (calls.append(1), graph.forward)[1])), []
+    assert differ(draw(g, E[:2], **FAST), draw(sdxl, E[:2], **FAST)) <= 1 and len(calls) >= 2
+
+# -- another family is one class and one entry -----------------------------------------------------------------------------------
+def test_kandinsky_by_one_entry(tmp_path, monkeypatch):
+    from diffusers import DDPMScheduler, KandinskyV22Pipeline, UNet2DConditionModel, VQModel
+    class Kandinsky:
+        pipeline, options, adapter, vae_overflows = "KandinskyV22Pipeline", {}, False, False
+        def prompt(self, pipe, device): return {}
+        def arguments(self, generator, c, scale, guided): return dict(image_embeds=c*scale, negative_image_embeds=torch.zeros_like(c))
+        def decoder(self, pipe): return pipe.movq
+        def decode(self, pipe, latents): return pipe.movq.decode(latents, force_not_quantize=True).sample
+        def size(self, pipe): return 64
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(in_channels=4, out_channels=8, addition_embed_type="image", down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", block_out_channels=(32, 64), layers_per_block=1, encoder_hid_dim=1280, encoder_hid_dim_type="image_proj", cross_attention_dim=32, attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift", class_embed_type=None)
+    movq = VQModel(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), num_vq_embeddings=12, norm_type="spatial", vq_embed_dim=4, latent_channels=4, layers_per_block=1, norm_num_groups=8)
+    KandinskyV22Pipeline(unet=unet, scheduler=DDPMScheduler(beta_start=.00085, beta_end=.012), movq=movq).save_pretrained(tmp_path)
+    monkeypatch.setitem(FAMILIES, "kandinsky", Kandinsky())
+    monkeypatch.setitem(GENERATORS, "kandinsky-2.2", GeneratorSpec("kandinsky-2.2", "kandinsky-community/kandinsky-2-2-decoder", None, "", 64, num_inference_steps=2, guidance_scale=4., takes=Adapter("kandinsky", ("ViT-bigG-14", "laion2b_s39b_b160k"), 1280)))
+    g = load_generator("kandinsky-2.2", base=tmp_path); e = np.random.default_rng(0).normal(size=(3, 1280)).astype("float32"); batch = draw(g, e)
+    assert batch.shape == (3, 64, 64, 3) and differ(draw(g, e[1], seed=1)[0], batch[1]) <= 2 and differ(draw(g, e[[1, 1, 2]])[0], batch[0]) > 2 and differ(draw(g, e, adapter_scale=0.), draw(g, -e, adapter_scale=0.)) == 0
+    with pytest.raises(NecomimiError, match="1280-d.*ViT-bigG-14.*1024"): draw(g, E)
+
+# -- the benchmark scripts, tiny ---------------------------------------------------------------------------------------------------
+SCRIPTS = Path(__file__).parents[1]/"scripts"
+
+def test_bench_generation_tiny(capsys):
+    bench = runpy.run_path(str(SCRIPTS/"bench_generation.py"))
+    sizes = bench["full_size_parameters"]()
+    assert sizes["unet"] == 2_567_463_684 and sizes["vae"] == 83_653_863                       # as on stabilityai/sdxl-turbo
+    table = bench["main"](["--tiny", "--batches", "2", "--repeats", "1", "--steps", "1"]); out = capsys.readouterr().out
+    assert "CPU" in out and "tiny" in out and set(table.what) == {"plain diffusers", "necomimi", "necomimi compiled"} and (table["pictures/s"] > 0).all() and set(table.batch) == {2}
+
+def test_bench_training_tiny(capsys):
+    bench = runpy.run_path(str(SCRIPTS/"bench_training.py"))
+    table = bench["main"](["--tiny", "--repeats", "1", "--steps", "1", "--batch", "4"]); out = capsys.readouterr().out
+    assert "CPU" in out and {"plain torch fp32", "necomimi fp32", "necomimi bf16", "necomimi fp32 compiled", "necomimi bf16 compiled", "fit fp32", "fit bf16"} <= set(table.what) and (table["samples/s"] > 0).all()
+
+def test_the_plain_nerv_of_the_benchmark_is_nerv():
+    PlainNERV = runpy.run_path(str(SCRIPTS/"bench_training.py"))["PlainNERV"]
+    from necomimi.nerv import NERV
+    torch.manual_seed(0); plain = PlainNERV().eval(); ours = NERV.from_reference(plain.state_dict()); x = torch.randn(3, 63, 250)
+    with torch.inference_mode(): torch.testing.assert_close(ours(x), plain(x), atol=2e-4, rtol=2e-4)
