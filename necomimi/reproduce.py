@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'PAPER', 'SLIPS', 'DEFECTS', 'SIMULATED', 'ENCODERS', 'CHAIN
            'Comparison', 'against_paper', 'plot_comparison', 'save_comparison', 'make_ready', 'retrieval_rows',
            'cat_rows', 'reproduce']
 
-# %% ../nbs/12d_reproduce.ipynb #2304f6c0
+# %% ../nbs/12d_reproduce.ipynb #c8fc79eb
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,7 +17,7 @@ from .data import NecomimiError, writing
 from .retrieval import crossed_bootstrap
 from .runs import write_json
 
-# %% ../nbs/12d_reproduce.ipynb #a4fb4d69
+# %% ../nbs/12d_reproduce.ipynb #d7430963
 NAMES = dict(bravl="BraVL", nervformer="Nervformer", nice="NICE", muse="MUSE", atm_s="ATM-S", nerv="NERV", image="true picture, no EEG")
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +41,7 @@ class PaperTable:
             yield encoder, measure, [float(v) for v in values.split()], {k: float(v) for k, v in zip(("mean", "sd", "ci"), stated.split()) if v != "-"}
     def __repr__(self): return f"{self.name}: {self.title} ({self.unit}), {self.source}"
 
-# %% ../nbs/12d_reproduce.ipynb #550059b1
+# %% ../nbs/12d_reproduce.ipynb #63de29de
 _NERV_POOLS = "FID: NERV's rows pool 3-5 picture sets (600-1000 pictures) a subject, every other row has 200: the encoders cannot be compared with each other."
 PAPER = {t.name: t for t in (
     PaperTable("necomimi-table1", "2-way and 4-way zero-shot identification", "[OR Table 1; R:cal_tab1]", "%", 1, True, ("identification",), """
@@ -108,7 +108,7 @@ nerv       | FID two-stage | 205.3 240.5 262.5 267.5 224.4 223.3 247.7 225.7 263
 image      | FID true embedding | 99.6 99.6 99.6 99.6 99.6 99.6 99.6 99.6 99.6 99.6 | 99.6 - -""", ("Unperturbed means: 218.9 one-stage, 183.8 two-stage, 93.9 true embedding. The true embedding uses no EEG and moves by 5.7 all the same.",
         "Noise, a missing position code and another prior change together (D26); 200 pictures here, 600-1000 in the unperturbed rows.")))}
 
-# %% ../nbs/12d_reproduce.ipynb #7129414b
+# %% ../nbs/12d_reproduce.ipynb #00f876de
 #        table              encoder       measure           subject  paper  repository
 SLIPS = (("necomimi-table1", "atm_s",      "4-way top-1",    5,       78.5,  87.5),
          ("necomimi-table3", "muse",       "CAT",            9,       410.,  420.),
@@ -130,7 +130,7 @@ def paper_table(name, repo=False):
         if table == name: out.loc[(out.encoder == e) & (out.measure == m) & (out.subject == s), "value"] = other
     return out
 
-# %% ../nbs/12d_reproduce.ipynb #97c7fcbd
+# %% ../nbs/12d_reproduce.ipynb #50a6f700
 def t_interval(values):
     "Mean and 95 % t interval of `values` (n,), one a subject: (mean, low, high). The ends are NaN for fewer than two."
     from scipy.stats import t
@@ -147,7 +147,7 @@ def paper_summary(name, repo=False):
         rows.append(dict(encoder=e, measure=m, n=len(g), mean=mean, sd=g.value.std(), ci=high-mean, low=low, high=high) | {f"stated_{k}": stated[e, m].get(k, np.nan) for k in ("mean", "sd", "ci")})
     return pd.DataFrame(rows)
 
-# %% ../nbs/12d_reproduce.ipynb #0cd0e31e
+# %% ../nbs/12d_reproduce.ipynb #3b9f8c66
 def wilcoxon_exact(d):
     "Two-sided exact p of the signed-rank test on differences `d` (n,); zeros are dropped, ties get mean ranks (for n > 14 their p is scipy's approximation). 1 if all are zero, NaN without any."
     from scipy.stats import PermutationMethod, wilcoxon
@@ -162,7 +162,7 @@ def holm(p):
     out[by] = np.minimum(1, np.maximum.accumulate(p[by]*np.arange(len(by), 0, -1)))
     return out
 
-# %% ../nbs/12d_reproduce.ipynb #4deaaa4c
+# %% ../nbs/12d_reproduce.ipynb #7af84193
 def paired_tests(results, reference="nerv"):
     """Every other encoder against `reference`, paired over the subjects both have, in each measure.
 
@@ -184,7 +184,7 @@ def paired_tests(results, reference="nerv"):
     out.insert(8, "p_holm", holm(out.p))
     return out
 
-# %% ../nbs/12d_reproduce.ipynb #4fbfc5b3
+# %% ../nbs/12d_reproduce.ipynb #a2cea3be
 @dataclass(frozen=True)
 class Defect:
     "A defect of the reference code (spec 10), what is done here instead ('in part: ...' where it is not wholly cured), and which `PaperTable.topics` it touches."
@@ -227,7 +227,7 @@ D30 | placeholder numbers shown as a comparison | no number without a run behind
 D31 | per-picture SSIM unreadable | per-picture values are saved with the result | SSIM
 """.strip().splitlines()))}
 
-# %% ../nbs/12d_reproduce.ipynb #9af06e3b
+# %% ../nbs/12d_reproduce.ipynb #2483f4ac
 def from_retrieval(result, encoder, seed=0):
     "The expected hits of a `RetrievalResult` as a tidy DataFrame: encoder, measure ('200-way top-1'), subject, seed, picture, value (a share)."
     wide = result.hits.assign(encoder=encoder, subject=result.subjects, seed=seed, picture=result.truth)
@@ -253,7 +253,7 @@ def _tidy(ours, paper, unit):
     if out.value.max() > top*(1+1e-9) or out.value.min() < 0: raise NecomimiError(f"expected identification as {unit} between 0 and {top}, found {out.value.min():g} to {out.value.max():g}; pass unit={'%' if unit == 'share' else 'share'!r} or check the values")
     return out.assign(value=out.value*(100/top))
 
-# %% ../nbs/12d_reproduce.ipynb #85ddc089
+# %% ../nbs/12d_reproduce.ipynb #70e6afdc
 def our_interval(rows, n_boot=2000, seed=0):
     """Mean over subjects and 95 % interval of `rows` (tidy, one encoder and measure): (mean, low, high, how).
 
@@ -266,7 +266,7 @@ def our_interval(rows, n_boot=2000, seed=0):
     b_low, b_high = np.quantile(crossed_bootstrap(cells[["value"]], cells.picture, cells.subject, n_boot, seed)[:, 0], [.025, .975])
     return t if high - low > b_high - b_low else (mean, b_low, b_high, f"bootstrap over pictures{' and subjects' if n > 1 else ''}")
 
-# %% ../nbs/12d_reproduce.ipynb #cd694fac
+# %% ../nbs/12d_reproduce.ipynb #2c36c0a9
 SIMULATED = ("our EEG is SIMULATED. No head was recorded: signal and noise are what the simulation made them, the pictures are others, "
              "and subject numbers do not name the paper's people.")
 
@@ -326,7 +326,7 @@ class Comparison:
 
 def _listed(values): return ", ".join(map(str, sorted(set(values))))
 
-# %% ../nbs/12d_reproduce.ipynb #20775b63
+# %% ../nbs/12d_reproduce.ipynb #3c13ec25
 def _subjects(ours, name, comparable):
     "Person by person: encoder, measure, subject, ours, paper, difference; measures and encoders in the paper's order, encoders of ours alone last."
     mine = ours.groupby(["encoder", "measure", "subject"]).value.mean().rename("ours").reset_index()
@@ -361,9 +361,11 @@ def against_paper(ours, table, *, simulated=None, unit="share", protocol=None, c
     rows = [dict(encoder=e, measure=m) | _row(tidy[(tidy.encoder == e) & (tidy.measure == m)], g, n_boot, seed) for (m, e), g in people.groupby(["measure", "encoder"], sort=False)]
     tests = [paired_tests(t, reference).assign(source=source) for source, t in (("ours", tidy), ("paper", paper_table(table))) if reference in set(t.encoder)]
     mark = lambda t: t.assign(simulated=settings["simulated"])
-    return Comparison(table, mark(pd.DataFrame(rows)), mark(people), mark(pd.concat(tests, ignore_index=True)) if tests else pd.DataFrame(), settings)
+    frame = pd.DataFrame(rows)
+    if paper.unit == "%": frame = frame.assign(**{k: frame[k].clip(0, 100) for k in ("ours_low", "ours_high")})     # t knows of no ends; two people give it wide ones
+    return Comparison(table, mark(frame), mark(people), mark(pd.concat(tests, ignore_index=True)) if tests else pd.DataFrame(), settings)
 
-# %% ../nbs/12d_reproduce.ipynb #eea69f07
+# %% ../nbs/12d_reproduce.ipynb #cb19dd7d
 def plot_comparison(c, fig=None):
     "A panel a measure: the paper's mean and interval (hollow), ours (filled), people as dots. Returns the figure."
     import matplotlib.pyplot as plt
@@ -384,7 +386,7 @@ def plot_comparison(c, fig=None):
 
 Comparison.plot = plot_comparison
 
-# %% ../nbs/12d_reproduce.ipynb #224331cf
+# %% ../nbs/12d_reproduce.ipynb #4a06bc7c
 def save_comparison(c, folder):
     """Writes `<table>.csv`, `_subjects.csv`, `_tests.csv`, `.json`, `.html` and `.tex` into `folder`, each whole or not at all. Returns the folder.
     Raises `NecomimiError` where that cannot be."""
@@ -399,7 +401,7 @@ def save_comparison(c, folder):
 _LATEX = {ord(a): b for a, b in {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "^": r"\^{}", "~": r"\~{}", "\\": r"\textbackslash{}", "–": "--"}.items()}
 Comparison.save = save_comparison
 
-# %% ../nbs/12d_reproduce.ipynb #861c5d17
+# %% ../nbs/12d_reproduce.ipynb #261e79b1
 def make_ready(study, subjects, *, mirror=None, accept_picture_terms=False, jobs=1, progress=True):
     "Stores and embeddings of `subjects`: fetched where they are neither there nor can be made, preprocessed, embedded. Mini needs no fetching."
     from necomimi.study import embed, prepare
@@ -413,7 +415,7 @@ def make_ready(study, subjects, *, mirror=None, accept_picture_terms=False, jobs
     prepare(study, subjects, jobs=jobs, progress=progress)
     return embed(study, progress=progress)
 
-# %% ../nbs/12d_reproduce.ipynb #ff8df311
+# %% ../nbs/12d_reproduce.ipynb #81e2d4dd
 def retrieval_rows(study, subject, encoder, seed, name):
     "Expected hits, a row a measure and test picture (`from_retrieval`); \"200-way\" is the whole gallery, however large it is. And how large it is."
     from necomimi.study import retrieve_subject
@@ -432,7 +434,7 @@ def cat_rows(study, subject, encoder, seed, name, brush, judge, prior=None, n_pi
     n = len(drawn["two-stage"])
     return pd.DataFrame([dict(encoder=encoder, measure="CAT" if k == "two-stage" else f"CAT, {k}", subject=subject, seed=seed, value=200*c.total/n) for k, c in scores.items()]), n
 
-# %% ../nbs/12d_reproduce.ipynb #b20ab7e3
+# %% ../nbs/12d_reproduce.ipynb #94a08a6f
 ENCODERS = ("nervformer", "nice", "muse", "atm_s", "nerv")
 CHAIN = {"necomimi-table1": "retrieval", "necomimi-table2": "retrieval", "necomimi-table3": "CAT"}
 
