@@ -7,7 +7,7 @@ __all__ = ['VISUAL', 'STAGES', 'Lazy', 'StoreView', 'view', 'Subject', 'Experime
            'compare_windows', 'random_sets', 'compare_regions', 'perturb', 'control_sets', 'perturb_channels',
            'crossfit', 'compare_stages']
 
-# %% ../nbs/12b_experiments.ipynb #321152ac
+# %% ../nbs/12b_experiments.ipynb #d013217d
 import hashlib, json, re, shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from .data import CHANNELS, REGIONS, NecomimiError, TrialStore, _as_slice, make_info, writing
 from .retrieval import crossed_bootstrap, retrieve
 
-# %% ../nbs/12b_experiments.ipynb #3a41581c
+# %% ../nbs/12b_experiments.ipynb #a3b1fdba
 class Lazy:
     """`base[rows][:, :, picks]` of a memory map `base` (n_pictures, n_repetitions, n_chans, n_times), read block by block as it is indexed. Knows what the
     trainer and `TrialStore.average` ask of an array: a row or rows, (rows, repetitions), and a slice of slices, which stays lazy."""
@@ -32,7 +32,7 @@ class Lazy:
         if r.ndim == 0: return self.base[(r, *rest)][..., self.picks, :]
         return self.base[r[:, None], rest[0][:, None], self.picks] if rest else np.moveaxis(self.base[r[:, None], :, self.picks], 1, 2)
 
-# %% ../nbs/12b_experiments.ipynb #ecebe198
+# %% ../nbs/12b_experiments.ipynb #a43b3458
 @dataclass(frozen=True, eq=False, repr=False)
 class StoreView(TrialStore):
     "A part of a `TrialStore`, made by `view`: same file, other `trials`, `ch_names`, `times`, `pictures`. `parts`: what was chosen, in order."
@@ -70,7 +70,7 @@ def view(store, channels=None, window=None, pictures=None):
     return StoreView(store.folder, store.split, store.subject, trials, tuple(names), store.times[t], store.sfreq, store.units, store.recipe, store.simulated, mark,
                      None if store.pictures is None else store.pictures.iloc[rows].reset_index(drop=True), (*getattr(store, "parts", ()), part))
 
-# %% ../nbs/12b_experiments.ipynb #8778cc2c
+# %% ../nbs/12b_experiments.ipynb #068ad3b6
 def _raw(x): return np.asarray(getattr(x, "vectors", x), "float32")
 def _digest(x): return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:16]
 
@@ -120,7 +120,7 @@ def _check_subject(s):
     both = set(map(str, s.concepts)) & set(s.test.pictures.concept.astype(str)) if s.test.pictures is not None and "concept" in s.test.pictures else set()
     need(not both, f"{len(both)} test concept(s) are in the training split too, for example {sorted(both)[:3]}. Zero-shot means that none is")
 
-# %% ../nbs/12b_experiments.ipynb #f92df42f
+# %% ../nbs/12b_experiments.ipynb #ac4e3000
 def _percent(measure): return 100 if "-way" in measure else 1
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,7 +195,7 @@ def _difference(e, a, b, n_boot, seed):
     each = pd.DataFrame(x-y, columns=e.measures).groupby(s).mean()
     return pd.DataFrame(dict(measure=e.measures, difference=each.mean().values, low=low, high=high, n_subjects=len(each), n=len(np.unique(p))))
 
-# %% ../nbs/12b_experiments.ipynb #1ec3db61
+# %% ../nbs/12b_experiments.ipynb #85fd0a5c
 def _plot(e, measure, ax):
     import matplotlib.pyplot as plt
     if measure not in e.measures: raise NecomimiError(f"no measure {measure!r} in {e.name}; there are {', '.join(e.measures)}")
@@ -213,7 +213,7 @@ def _plot(e, measure, ax):
     ax.title.set_fontsize(9); ax.spines[["top", "right"]].set_visible(False); ax.legend(fontsize=7, frameon=False)
     return ax
 
-# %% ../nbs/12b_experiments.ipynb #098c36ee
+# %% ../nbs/12b_experiments.ipynb #a4e7078e
 def _save(self, folder):
     "`table.csv`, `items.csv`, `experiment.json` in `folder`, each whole or not at all. Returns the folder."
     folder = Path(folder)
@@ -234,7 +234,7 @@ def _load(cls, folder):
 
 Experiment.save, Experiment.load = _save, classmethod(_load)
 
-# %% ../nbs/12b_experiments.ipynb #8e61f68d
+# %% ../nbs/12b_experiments.ipynb #5b58d420
 def _slug(text): return re.sub(r"[^\w.]+", "-", str(text)).strip("-")
 
 def _finished(path, facts):
@@ -268,7 +268,7 @@ def _run_design(name, cells, folder, progress, keep_fits=False):
             frame = pd.DataFrame(values); items.append(frame.assign(**where, draw=draw, picture=frame.index))
     return pd.DataFrame(rows), pd.concat(items, ignore_index=True)
 
-# %% ../nbs/12b_experiments.ipynb #7b81f27b
+# %% ../nbs/12b_experiments.ipynb #3cf0632d
 def _scored(embeddings, s, seed, score):
     "(rows, items) of retrieval of the test pictures from `embeddings` (n_test, dim)."
     r = retrieve(embeddings, _raw(s.gallery), split="test", gallery_name=f"{len(s.test)} test pictures", repetitions=s.test.trials.shape[1], simulated=s.test.simulated, train_seeds=[seed], **score)
@@ -288,12 +288,12 @@ def _protocol(subjects, seeds, *more):
     return "; ".join(["SIMULATED EEG" if any(x.test.simulated for x in subjects) else "EEG", f"{len(subjects)} subject(s), within subject", f"training seeds {list(seeds)}",
                       f"{len(s.test)} test pictures, {s.test.trials.shape[1]} repetitions averaged, concepts disjoint from training", *more, "not transductive"])
 
-# %% ../nbs/12b_experiments.ipynb #a21f5f3f
+# %% ../nbs/12b_experiments.ipynb #9bf0b776
 def _architecture(encoder, n_times, sfreq, given=()):
     "Constructor arguments of `encoder` for windows of `n_times` samples: the rule for every length as far as this encoder has such arguments, and on top of it those `given`."
     from inspect import signature
     from necomimi.encoders import ENCODERS, window_options
-    takes = signature(ENCODERS[encoder]).parameters if encoder in ENCODERS else ()
+    takes = signature(ENCODERS[encoder].__init__).parameters if encoder in ENCODERS else ()
     return {k: v for k, v in window_options(n_times, sfreq).items() if k in takes} | dict(given)
 
 def _planned(subjects, conditions, config, seeds):
@@ -332,7 +332,7 @@ def _trainings(name, subjects, conditions, seeds, config, folder, said, *, axis=
     protocol = _protocol(subjects, seeds, "gallery: the test pictures, exact over distractor sets", f"{config.epochs} epochs, {kept}, test split used once after training", *said)
     return Experiment(name, table, protocol, settings, any(s.test.simulated for s in subjects), items)
 
-# %% ../nbs/12b_experiments.ipynb #52544355
+# %% ../nbs/12b_experiments.ipynb #eddf29c5
 def compare_encoders(subjects, encoders=("nerv",), seeds=(0,), config=None, folder=None, *, options=None, keep_fits=True, progress=True, device=None, **score):
     """Zero-shot retrieval of several encoders, same data, same training, same seeds (spec 8.1, 8.2), an `Experiment`.
 
@@ -355,7 +355,7 @@ def load_fits(folder, encoder="nerv", seeds=(0,), device="cpu"):
     if not found: raise NecomimiError(f"no trained {encoder} in {Path(folder)/'fits'}; compare_encoders(..., folder=, keep_fits=True) leaves them there")
     return found
 
-# %% ../nbs/12b_experiments.ipynb #7d96da4f
+# %% ../nbs/12b_experiments.ipynb #0b1ba555
 def windows(kind, start, stop, width=.1, step=None):
     "The list of (start, stop) in seconds: \"sliding\" windows of `width` every `step` (default: `width`), or \"growing\" ones from `start`, each `step` longer than the last."
     step = width if step is None else step; n = int((stop-start-width)/step + 1e-6) + 1 if width > 0 and step > 0 else 0
@@ -372,7 +372,7 @@ def compare_windows(subjects, kind="sliding", seeds=(0,), config=None, folder=No
     axis = dict(label="end of the window (ms)", x=[1000*b for a, b in spans]) if kind == "growing" else dict(label="centre of the window (ms)", x=[500*(a+b) for a, b in spans]) if kind == "sliding" else dict(label="window")
     return _trainings(f"{kind if isinstance(kind, str) else 'chosen'} windows, {config.encoder}", subjects, conditions, seeds, config, folder, ["one architecture rule for all windows"], axis=axis, progress=progress, device=device, **score)
 
-# %% ../nbs/12b_experiments.ipynb #91213934
+# %% ../nbs/12b_experiments.ipynb #2220ac7d
 def random_sets(ch_names, size, n, seed=0, leave_out=()):
     "`n` sets of `size` channels drawn without replacement from `ch_names` less `leave_out`, in the order of the head; a list of lists."
     pool = [c for c in ch_names if c not in leave_out]
@@ -391,7 +391,7 @@ def compare_regions(subjects, regions=(*REGIONS, "all"), seeds=(0,), config=None
     said = [", ".join(f"{k} {len(ch_names) if c[0] is None else len(c[0])}" for k, c in sets.items() if "random" not in k) + " electrodes"] + ([f"{n_random} random set(s) a size, seed {channel_seed}"] if n_random else [])
     return _trainings(f"regions, {config.encoder}", subjects, conditions, seeds, config, folder, said, axis=dict(label="region"), progress=progress, device=device, **score)
 
-# %% ../nbs/12b_experiments.ipynb #ded784b3
+# %% ../nbs/12b_experiments.ipynb #5936f180
 VISUAL = tuple("Pz PO3 POz PO4 O1 Oz O2".split())
 
 def perturb(eeg, picks, rng):
@@ -411,7 +411,7 @@ def control_sets(ch_names, channels, n, seed=0, kind="scattered"):
     near = lambda i: np.linalg.norm(xyz-xyz[i], axis=1).argsort(kind="stable")[:len(channels)]
     return [[pool[j] for j in np.sort(near(order[k % len(pool)]))] for k in range(n)]
 
-# %% ../nbs/12b_experiments.ipynb #3092d088
+# %% ../nbs/12b_experiments.ipynb #e309d925
 def _perturbed(store, picks, rng, level):
     "The averaged test responses (n, n_chans, n_times) with noise in `picks`, put into the average (\"response\") or into every single trial before it (\"trial\")."
     if level == "response": return perturb(store.average(), picks, rng)
@@ -456,7 +456,7 @@ def perturb_channels(subjects, fits, channels=VISUAL, control="scattered", n_dra
     settings = dict(conditions=list(sets), subjects=[s.subject for s in subjects], seeds=seeds, channels=sets, level=level, noise_seed=seed, control=control, axis=dict(label="channels replaced by noise"))
     return Experiment(f"{len(channels)} perturbed channels", table, protocol, settings, any(s.test.simulated for s in subjects), items)
 
-# %% ../nbs/12b_experiments.ipynb #ec9e2451
+# %% ../nbs/12b_experiments.ipynb #412fe449
 def crossfit(subject, config, n_folds=5, folder=None, progress=True, device=None):
     """Embeddings (n_training, n_outputs) of a `Subject`'s training pictures, repetitions averaged, each by an encoder trained with `config` on the other folds of *concepts*.
     The folds follow from `config.seed`. Views of the store, no copy. NecomimiError for fewer than 2 folds, or more than concepts."""
@@ -472,7 +472,7 @@ def crossfit(subject, config, n_folds=5, folder=None, progress=True, device=None
         e = f.embed(view(subject.training, pictures=left)); out = np.empty((len(row), e.shape[1]), "float32") if out is None else out; out[left] = e
     return out
 
-# %% ../nbs/12b_experiments.ipynb #4cd865dc
+# %% ../nbs/12b_experiments.ipynb #2e70878b
 STAGES = ("true embedding", "one-stage", "two-stage", "shuffled EEG")
 
 def _prior(s, f, config, n_folds, home, device, progress):

@@ -320,3 +320,9 @@ def test_stages_on_own_embeddings_say_so(fits, stages):
 
 def test_stages_want_a_tag_a_picture(subjects, fits, stages):
     with pytest.raises(NecomimiError, match="the tag table has 20 pictures, the test split 5"): compare_stages([s.only_test(range(5)) for s in subjects], load_fits(fits[0], "mlp"), None, Judge(), stages.tags)
+
+@pytest.mark.parametrize("encoder", ["nerv", "nervformer", "nice", "muse", "atm_s"])
+def test_every_convolutional_encoder_gets_the_rule(encoder):
+    "Python 3.11.2 and 3.11.7 disagree about the signature of a class that inherits its constructor."
+    from necomimi.experiments import _architecture
+    assert _architecture(encoder, 25, 250.) == dict(filter_time_length=3, pool_time_length=5, pool_time_stride=1)
