@@ -41,7 +41,7 @@ site: $(VENV)/.stamp-test ## the documentation site, in _docs/
 	@$(BIN)/python scripts/build_site.py
 
 sync: $(VENV)/.stamp-test ## export the notebooks to necomimi/ and clean them (after editing a notebook)
-	@PATH="$(CURDIR)/$(BIN):$$PATH"; nbdev_export && nbdev_clean && echo "necomimi/ is in step with nbs/"
+	@PATH="$(CURDIR)/$(BIN):$$PATH"; python scripts/sync.py && echo "necomimi/ is in step with nbs/"
 
 clean: ## remove what was built, but neither runs/ nor .venv
 	@rm -rf _proc _docs build dist necomimi.egg-info .pytest_cache nbs/nbdev.yml nbs/sidebar.yml

@@ -28,3 +28,14 @@ def tiny_clip():
         save_file(model.state_dict(), folder/"open_clip_model.safetensors")
         return folder
     return write
+
+@pytest.fixture(scope="session")
+def browser():
+    from browser import a_browser
+    with a_browser() as b: yield b
+
+@pytest.fixture(scope="session")
+def lab(browser, tmp_path_factory):
+    "A running JupyterLab on an empty folder, with a browser (tests/browser.py)."
+    from browser import a_lab
+    with a_lab(browser, tmp_path_factory.mktemp("lab")) as l: yield l

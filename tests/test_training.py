@@ -199,6 +199,6 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(Kill): train(folder=tmp_path, checkpoint_seconds=0, callback=kill_at(2))
     old = (tmp_path/"checkpoint.safetensors").read_bytes()
     def full(*a, **k): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("necomimi.training.os.replace", full)
+    monkeypatch.setattr("necomimi.data.os.replace", full)
     with pytest.raises(NecomimiError, match="No space left"): train(folder=tmp_path, checkpoint_seconds=0)
     assert os.listdir(tmp_path) == ["checkpoint.safetensors"] and (tmp_path/"checkpoint.safetensors").read_bytes() == old
