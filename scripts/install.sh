@@ -48,6 +48,16 @@ install() {  # torch alone first, then the rest; with the CPU constraints where 
     "$@" "${constraints[@]}" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -e ".[$extras]"
 }
 
+browser() {  # a Chromium for the widget tests: the system's, or Playwright's own
+    local b; for b in chromium chromium-browser google-chrome; do command -v "$b" >/dev/null && return; done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing chromium for the widget tests (apt-get)"
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } >.venv/chromium.log 2>&1 && return
+    fi
+    timeout 300 "$py" -m playwright install chromium >>.venv/chromium.log 2>&1 && return
+    say "no Chromium could be installed (see .venv/chromium.log); the widget tests need one: sudo apt-get install chromium, or .venv/bin/playwright install chromium"
+}
+
 make_venv
 if [ -z "${TORCH:-}" ]; then nvidia-smi >/dev/null 2>&1 && TORCH=cuda || TORCH=cpu; fi
 constraints=(); [ "$TORCH" = cuda ] || constraints=(-c constraints-cpu.txt)
@@ -55,3 +65,4 @@ say "installing necomimi[$extras] ($TORCH)"
 if find_uv && install "$uv" pip install -q; then say "installed with uv"
 else install "$py" -m pip install -q --disable-pip-version-check; say "installed with pip"; fi
 "$py" scripts/fix_cpu_torchvision.py
+case ",$extras," in *,dev,*) browser ;; esac
