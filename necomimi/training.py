@@ -6,8 +6,8 @@
 __all__ = ['info_nce', 'Contrast', 'TrainConfig', 'channel_moments', 'channel_scale', 'epoch_plan', 'learning_rate', 'Batches',
            'mean_of_repetitions', 'validation_scores', 'FitResult', 'fit']
 
-# %% ../nbs/06_training.ipynb #929f252f
-import hashlib, json, math, sys, time
+# %% ../nbs/06_training.ipynb #f89c2d1e
+import hashlib, json, math, sys, threading, time
 from dataclasses import dataclass, field, fields, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from .data import NecomimiError, TrialStore, concept_split, writing
 
-# %% ../nbs/06_training.ipynb #5c007837
+# %% ../nbs/06_training.ipynb #455dde70
 def info_nce(logits, ids=None, multi_positive=False):
     """Symmetric InfoNCE of (batch, batch) logits, EEG in rows and targets in columns, the right pairs on the diagonal: a scalar.
 
@@ -30,7 +30,7 @@ def info_nce(logits, ids=None, multi_positive=False):
             logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -torch.inf)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))/2
 
-# %% ../nbs/06_training.ipynb #c0c964e6
+# %% ../nbs/06_training.ipynb #88c298d4
 class Contrast(nn.Module):
     """Logits and loss between EEG embeddings and targets, with a learnable temperature.
 
@@ -55,7 +55,7 @@ class Contrast(nn.Module):
         "Called after every step."
         if self.form == "standard": self.log_scale.clamp_(0, math.log(100))
 
-# %% ../nbs/06_training.ipynb #f640c731
+# %% ../nbs/06_training.ipynb #4466e071
 _ONE_OF = dict(temperature=("standard", "reference"), average=("random", "all", None), same=("picture", "concept", None), schedule=("cosine", None))
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class TrainConfig:
         for name, allowed in _ONE_OF.items():
             if getattr(self, name) not in allowed: raise NecomimiError(f"TrainConfig.{name} must be one of {allowed}, found {getattr(self, name)!r}")
         if self.epochs < 1 or self.batch_size < 2: raise NecomimiError(f"TrainConfig needs at least one epoch and a batch of two, found epochs={self.epochs}, batch_size={self.batch_size}")
+        if not 0 < self.lr < math.inf: raise NecomimiError(f"TrainConfig.lr must be a positive number, found {self.lr}")
         if not 0 <= self.val_fraction < 1 or not 0 <= self.text_weight <= 1: raise NecomimiError(f"val_fraction must lie in [0, 1) and text_weight in [0, 1], found {self.val_fraction} and {self.text_weight}")
         if self.patience is not None and not self.val_fraction: raise NecomimiError("early stopping (patience) needs validation concepts: set val_fraction, for example 0.05")
 
@@ -120,7 +121,7 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text): return cls.from_dict(json.loads(text))
 
-# %% ../nbs/06_training.ipynb #747db4e6
+# %% ../nbs/06_training.ipynb #0e57c9c8
 def _named(i, ch_names): return f"{ch_names[i]}" if ch_names is not None else f"number {i}"
 
 def channel_moments(trials, ch_names=None, chunk=2**24):
@@ -142,7 +143,7 @@ def channel_scale(mean, var):
     scale = np.sqrt(var.mean(0) + mean.var(0)).astype("float32")
     return np.where(scale > 0, scale, np.float32(1))
 
-# %% ../nbs/06_training.ipynb #742769a8
+# %% ../nbs/06_training.ipynb #97d48004
 def epoch_plan(n_pictures, n_repetitions, average, seed, epoch):
     """Samples of one epoch in order: `pictures` (n,) and `weights` (n, n_repetitions) float32, or for `average=None` the repetition of each (n,) int64."""
     rng = np.random.default_rng([seed, epoch])
@@ -157,7 +158,7 @@ def learning_rate(step, n_steps, config):
     warm = max(1, round(config.warmup*n_steps))
     return config.lr*min(1, (step+1)/warm)*(1 if step < warm else .5*(1 + math.cos(math.pi*(step-warm)/max(1, n_steps-warm))))
 
-# %% ../nbs/06_training.ipynb #aa9bd451
+# %% ../nbs/06_training.ipynb #7cb2dbd5
 class Batches:
     "Reads scaled samples from `trials` (n_pictures, n_repetitions, n_chans, n_times): call with `epoch_plan`'s pictures and weights."
     def __init__(self, trials, scale, device="cpu"):
@@ -181,7 +182,7 @@ def mean_of_repetitions(trials, chunk=2**24):
     step = max(1, chunk//trials[0].size)
     return np.concatenate([trials[i:i+step].mean(1, dtype=np.float32, keepdims=True) for i in range(0, len(trials), step)])
 
-# %% ../nbs/06_training.ipynb #b38a9670
+# %% ../nbs/06_training.ipynb #68cab323
 @torch.no_grad()
 def validation_scores(contrast, embeddings, targets, concepts):
     """Loss, top-1 and top-5 of (n, dim) tensors, as in the test: one picture a concept in each gallery (the j-th of every concept), averaged over j.
@@ -195,7 +196,7 @@ def validation_scores(contrast, embeddings, targets, concepts):
         totals += len(i)*np.array([float(info_nce(logits)), float((above == 0).float().mean()), float((above < 5).float().mean())])
     return dict(zip(("val_loss", "val_top1", "val_top5"), (totals/n).tolist())) | dict(val_ways=len(rounds[0]))
 
-# %% ../nbs/06_training.ipynb #65892bad
+# %% ../nbs/06_training.ipynb #81f72366
 @dataclass(frozen=True)
 class _Data:
     trials: np.ndarray; targets: torch.Tensor; text: "torch.Tensor|None"; concept_ids: np.ndarray; concepts: np.ndarray
@@ -241,7 +242,7 @@ def _prepare(eeg, targets, concepts, text_targets, ch_names, sfreq, config):
                 recipe=store.recipe if store else None, val_concepts=sorted(set(concepts[val])), data=mark.hexdigest()[:16])
     return _Data(trials, targets, text, np.unique(concepts, return_inverse=True)[1], concepts, train, val, channel_scale(mean[train], var[train]), info)
 
-# %% ../nbs/06_training.ipynb #59d8f8c1
+# %% ../nbs/06_training.ipynb #fca48e58
 class _Run:
     def __init__(self, data, config, encoder, device):
         self.data, self.config, self.device = data, config, torch.device(device)
@@ -267,8 +268,8 @@ class _Run:
         if self.text is None: return loss
         return (1-c.text_weight)*loss + c.text_weight*self.contrast(z, self.text[rows], concept if c.same else None, c.multi_positive)
 
-    def epoch(self):
-        "One epoch, and its record."
+    def epoch(self, on_step=None):
+        "One epoch, and its record; None if `on_step` ended it."
         c, epoch, t0 = self.config, len(self.history), time.time()
         pictures, weights = epoch_plan(len(self.data.train), self.batches.trials.shape[1], c.average, c.seed, epoch)
         weights = weights if c.average is None else weights[pictures]
@@ -277,6 +278,10 @@ class _Run:
         torch.manual_seed(int(np.random.SeedSequence([c.seed, epoch, 1]).generate_state(1)[0]))
         self.encoder.train(); total = torch.zeros((), device=self.device)
         for i in range(n):
+            if on_step:
+                t = time.time()
+                if on_step(dict(history=self.history, step=i, steps=n, samples=size, loss=lambda: float(total)/i if i else math.nan)): return None
+                t0 += time.time()-t                             # a pause is not training time
             for g in self.optimiser.param_groups: g["lr"] = learning_rate(epoch*n + i, c.epochs*n, c)
             loss = self.loss(pictures[i*size:(i+1)*size], weights[i*size:(i+1)*size])
             self.optimiser.zero_grad(); loss.backward(); self.optimiser.step(); self.contrast.clamp_()
@@ -311,7 +316,7 @@ class _Run:
     def load_weights(self, state):
         for a, m in (("encoder", self.encoder), ("contrast", self.contrast)): m.load_state_dict({k[len(a)+1:]: v for k, v in state.items() if k.startswith(a + ".")})
 
-# %% ../nbs/06_training.ipynb #9a293da9
+# %% ../nbs/06_training.ipynb #d35c201b
 def _write(tensors, path, meta):
     "safetensors with a JSON header, written whole or not at all."
     from safetensors.torch import save_file
@@ -350,7 +355,7 @@ def _restore(run, path):
     run.optimiser.load_state_dict(dict(state=state, param_groups=run.optimiser.state_dict()["param_groups"]))
     run.best_state = {k[5:]: v.to(run.device) for k, v in tensors.items() if k.startswith("best.")} or None
 
-# %% ../nbs/06_training.ipynb #c248ead7
+# %% ../nbs/06_training.ipynb #20fd9f57
 @dataclass(frozen=True, repr=False)
 class FitResult:
     "A trained encoder with everything needed to use it. `info`: sizes, channels, subject, data fingerprint, validation concepts, epoch kept."
@@ -374,8 +379,10 @@ class FitResult:
         if len(bad): raise NecomimiError(f"EEG holds NaN or infinite values, first in trial {bad[0, 0]}, channel {_named(bad[0, 1], names)}")
         self.encoder.eval()
         inverse = (1/self.scale)[:, None]
-        with torch.inference_mode():
-            return torch.cat([self.encoder(torch.from_numpy(eeg[i:i+batch_size].astype("float32")*inverse).to(device)).float().cpu() for i in range(0, len(eeg), batch_size)]).numpy()
+        from necomimi.vision import in_batches
+        @torch.inference_mode()
+        def run(a, b): return self.encoder(torch.from_numpy(eeg[a:b].astype("float32")*inverse).to(device)).float().cpu().numpy()
+        return np.concatenate(in_batches(run, len(eeg), batch_size, "trials", progress=False))
 
     def save(self, folder):
         "`encoder.safetensors` (everything) and `fit.json`, `history.csv` for the reader. Returns the folder."
@@ -413,12 +420,11 @@ def _make(config, info):
     from necomimi.encoders import make_encoder
     return make_encoder(config.encoder, info["n_chans"], info["n_times"], info["n_outputs"], info["sfreq"], **config.encoder_options)
 
-# %% ../nbs/06_training.ipynb #2133ed72
+# %% ../nbs/06_training.ipynb #6e1df8e0
 def _curve(history, config, fig=None):
     "Draws loss and validation accuracy into one figure."
-    import matplotlib.pyplot as plt
     h = pd.DataFrame(history)
-    if fig is None: fig = plt.figure(figsize=(7.2, 2.5), layout="constrained"); plt.close(fig)
+    if fig is None: import matplotlib.pyplot as plt; fig = plt.figure(figsize=(7.2, 2.5), layout="constrained"); plt.close(fig)
     fig.clear(); ax = fig.subplots(1, 2)
     ax[0].plot(h.epoch, h.loss, ".-", label="training")
     ax[0].set(xlabel="epoch", ylabel="InfoNCE (nats)", xlim=(.5, config.epochs+.5), title=f"epoch {len(h)} of {config.epochs}")
@@ -450,7 +456,7 @@ def _watcher(config, done):
         state["fig"] = _curve(history, config, state["fig"]); handle.update(state["fig"]); state["drawn"] = time.time()
     return show
 
-# %% ../nbs/06_training.ipynb #f4fcc1e9
+# %% ../nbs/06_training.ipynb #5b8ae628
 def _start(data, config, encoder, device):
     "A `_Run` at epoch 0; weights are drawn from the seed unless a module was given."
     if device is None:
@@ -462,35 +468,59 @@ def _start(data, config, encoder, device):
 def _finish(run, folder):
     "The `FitResult` of a finished run, saved; the checkpoint is no longer needed."
     if run.best_state is not None: run.load_weights(run.best_state)
+    if not run.history: raise NecomimiError("the training was ended within its first epoch, so there is nothing to keep yet")
     info = run.data.info | dict(epoch_kept=run.best["epoch"] if run.best else len(run.history), logit_scale=run.contrast.scale)
     result = FitResult(run.encoder.eval(), run.data.scale, run.config, pd.DataFrame(run.history), folder, info)
     if folder is not None:
         result.save(folder); (folder/"checkpoint.safetensors").unlink(missing_ok=True)
     return result
 
+# %% ../nbs/06_training.ipynb #f46e613b
+_busy = threading.RLock()
+
+def _train(run, folder, saved_every, show, callback, on_step):
+    "Epochs until the run is done or somebody ends it."
+    saved, stop = time.time(), False
+    while not (run.done or stop):
+        whole = {k: v.detach().clone() for k, v in run.weights().items()} if on_step else None
+        record = run.epoch(on_step)
+        if record is None: run.load_weights(whole); break
+        if folder and not run.done and time.time() - saved >= saved_every: _save(run, folder/"checkpoint.safetensors"); saved = time.time()
+        show(run.history); stop = bool(callback and callback(record))
+    show(run.history, last=True)
+    return _finish(run, folder)
+
+def _no_room(config, e):
+    smaller = max(2, config.batch_size//2)
+    return (f"out of GPU memory with batch_size={config.batch_size}: take a smaller one, for example TrainConfig(batch_size={smaller}), or amp=True. It is not made smaller by "
+            f"itself, because every sample is compared with the rest of its batch: another batch_size is another loss. ({e})")
+
+# %% ../nbs/06_training.ipynb #1659b53c
 def fit(eeg, targets, *, concepts, config=None, text_targets=None, ch_names=None, sfreq=None, folder=None, progress=True, callback=None, resume=True,
-        encoder=None, device=None, checkpoint_seconds=60.):
+        encoder=None, device=None, checkpoint_seconds=60., on_step=None):
     """Trains an EEG encoder by contrast with the embeddings of the pictures; returns a `FitResult`.
 
     `eeg`: a training `TrialStore`, or an array (n_pictures, n_repetitions, n_chans, n_times) in any unit; `targets` (n_pictures, dim) raw embeddings;
     `concepts` (n_pictures,) labels; `text_targets` (n_pictures, dim) when `config.text_weight` is not 0. `encoder`: an `nn.Module` to use instead of
     `config.encoder`. `folder`: where the result goes and where checkpoints are kept, at most one every `checkpoint_seconds`; a training that was cut
     short continues from there exactly, a finished one is read back. `callback(record)` runs after each epoch; if it returns True the training ends
-    there. `device`: default what accelerate finds. Raises `NecomimiError` for test data, sizes that do not fit, NaNs, and a folder of another training."""
+    there. `on_step(at)` runs before each step, without part in the result; `at` holds the `history` so far, `step` of `steps` in this epoch, `samples` a step and
+    `loss()`, the mean of the epoch so far; if it returns True the training ends there and the last whole epoch is kept. `device`: default what accelerate finds.
+    While it runs (in a thread, say), nothing else in the process may draw from or seed torch's own random generator. Raises `NecomimiError` for test data, sizes
+    that do not fit, NaNs, a folder of another training, a second training at the same time, and a batch that does not fit in the GPU's memory."""
     config, folder = config or TrainConfig(), None if folder is None else Path(folder)
     data = _prepare(eeg, targets, concepts, text_targets, ch_names, sfreq, config)
     finished, checkpoint = (folder/"encoder.safetensors", folder/"checkpoint.safetensors") if folder else (None, None)
     if folder and resume and finished.is_file():
         _check_same(_read(finished)[1], config, data, finished)
         return FitResult.load(folder, encoder, device or "cpu")
-    with torch.random.fork_rng():
-        run = _start(data, config, encoder, device)
-        if folder and resume and checkpoint.is_file(): _restore(run, checkpoint)
-        elif folder: _write({}, checkpoint, {}); checkpoint.unlink()
-        show, saved, stop = _watcher(config, len(run.history)) if progress else lambda *a, **k: None, time.time(), False
-        while not (run.done or stop):
-            record = run.epoch()
-            if folder and not run.done and time.time() - saved >= checkpoint_seconds: _save(run, checkpoint); saved = time.time()
-            show(run.history); stop = bool(callback and callback(record))
-        show(run.history, last=True)
-        return _finish(run, folder)
+    if not _busy.acquire(blocking=False): raise NecomimiError("another training is under way in this process (running or paused), and torch has only one random generator: wait for it or stop it")
+    try:
+        with torch.random.fork_rng():
+            run = _start(data, config, encoder, device)
+            if folder and resume and checkpoint.is_file(): _restore(run, checkpoint)
+            elif folder: _write({}, checkpoint, {}); checkpoint.unlink()
+            return _train(run, folder, checkpoint_seconds, _watcher(config, len(run.history)) if progress else lambda *a, **k: None, callback, on_step)
+    except torch.OutOfMemoryError as e: full = _no_room(config, str(e).split("\n")[0])
+    finally: _busy.release()
+    torch.cuda.empty_cache(); raise NecomimiError(full)         # outside `except`, so that the tensors of the failed batch are gone
