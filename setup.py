@@ -12,11 +12,11 @@ extras = {k: c[f"{k}_requirements"].split() for k in ("mini", "generation", "wid
 extras["all"] = sorted({r for k, v in extras.items() if k != "dev" for r in v})
 
 class BuildWithNotebooks(build_py):
-    "Copies nbs/runs/*.ipynb to necomimi/_notebooks/ of the wheel (a source checkout reads them in place)."
+    "Copies nbs/runs/*.ipynb and nbs/explore.ipynb to necomimi/_notebooks/ of the wheel (a source checkout reads them in place)."
     def run(self):
         super().run()
         out = Path(self.build_lib)/c["lib_path"]/"_notebooks"; out.mkdir(parents=True, exist_ok=True)
-        for nb in (here/"nbs"/"runs").glob("*.ipynb"): shutil.copy(nb, out)
+        for nb in (*(here/"nbs"/"runs").glob("*.ipynb"), here/"nbs"/"explore.ipynb"): shutil.copy(nb, out)
 
 setup(
     name=c["lib_name"], version=c["version"], description=c["description"], keywords=c["keywords"].split(),

@@ -7,7 +7,7 @@ __all__ = ['position_code', 'AttendAndNorm', 'padded_linear', 'keep_mask', 'Feed
            'PooledConv', 'BatchNormLast', 'temporal_branch', 'spatial_branch', 'Fusion', 'Head', 'NERV',
            'reference_names', 'reference_sizes', 'match_reference']
 
-# %% ../nbs/04_nerv.ipynb #1a5e63f6
+# %% ../nbs/04_nerv.ipynb #f3439155
 import math
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 
 from .data import NecomimiError
 
-# %% ../nbs/04_nerv.ipynb #4f8f9073
+# %% ../nbs/04_nerv.ipynb #2b2f25a5
 def position_code(n_positions: int, dim: int) -> torch.Tensor:
     "Sinusoidal table `(n_positions, dim)`: even columns sine, odd columns cosine, wavelengths from 2π to 10000·2π (spec 3.1 row 1)."
     position = torch.arange(n_positions, dtype=torch.float64)[:, None]
@@ -28,7 +28,7 @@ def position_code(n_positions: int, dim: int) -> torch.Tensor:
     code[:, 0::2], code[:, 1::2] = angle.sin(), angle.cos()[:, :dim//2]
     return code.float()
 
-# %% ../nbs/04_nerv.ipynb #fe6b98f6
+# %% ../nbs/04_nerv.ipynb #d6f05a45
 class AttendAndNorm(nn.Module):
     "Self-attention over tokens `(batch, n_tokens, dim)`, the input added back, LayerNorm. Same shape out."
     def __init__(self, dim: int, n_heads: int, att_drop_prob: float = 0., drop_prob: float = 0.):
@@ -39,7 +39,7 @@ class AttendAndNorm(nn.Module):
     def forward(self, x):
         return self.norm(x + self.drop(self.attention(x, x, x, need_weights=False)[0]))
 
-# %% ../nbs/04_nerv.ipynb #175b783e
+# %% ../nbs/04_nerv.ipynb #a48debf7
 def padded_linear(x, weight, bias):
     "`F.linear` with both widths zero-padded to a multiple of 16: the same numbers, faster matrix products on a CPU."
     n_out, n_in = weight.shape
@@ -48,14 +48,14 @@ def padded_linear(x, weight, bias):
     y = F.linear(x, weight, bias)
     return y[..., :n_out] if more_out else y
 
-# %% ../nbs/04_nerv.ipynb #70694ac0
+# %% ../nbs/04_nerv.ipynb #2f6ecf66
 def keep_mask(like, drop_prob: float):
     "Zeros (with probability `drop_prob`, to 1/65536) and ones in the shape and dtype of `like`. On a CPU four 16-bit draws come from each 64-bit one."
     if like.device.type != "cpu": return torch.empty_like(like).bernoulli_(1 - drop_prob)
     draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)
     return torch.ge(draws[:like.numel()].view(like.shape), round(drop_prob * 65536) - 32768, out=torch.empty(like.shape, dtype=like.dtype))
 
-# %% ../nbs/04_nerv.ipynb #47e9a30a
+# %% ../nbs/04_nerv.ipynb #e981c7d4
 class FeedForward(nn.Module):
     "Two-layer network on each token, `dim` → `ff_dim` → ReLU → dropout → `dim`. Exactly the plain form, written to be fast (this notebook, section 3)."
     def __init__(self, dim: int, ff_dim: int, drop_prob: float):
@@ -69,7 +69,7 @@ class FeedForward(nn.Module):
             w = w / (1 - self.drop_prob)
         return padded_linear(h.relu_(), w, self.linear2.bias)
 
-# %% ../nbs/04_nerv.ipynb #5134efcb
+# %% ../nbs/04_nerv.ipynb #9c1977f2
 class TimeAttention(nn.Module):
     "One post-norm Transformer layer whose tokens are time points. `(batch, n_chans, n_times)` in and out (spec 3.1 rows 1-2)."
     def __init__(self, n_chans: int, n_times: int, n_heads: int = 1, ff_dim: int = 2048, drop_prob: float = .1):
@@ -82,12 +82,12 @@ class TimeAttention(nn.Module):
         x = self.attend(x.transpose(1, 2).contiguous() + self.code)
         return self.norm(x + self.drop(self.feed_forward(x))).transpose(1, 2)
 
-# %% ../nbs/04_nerv.ipynb #f4e03c35
+# %% ../nbs/04_nerv.ipynb #9128b076
 def standardise_sample(x):
     "Each sample `(n_chans, n_times)` to mean 0 and variance 1 over all its values (spec 3.1 row 4)."
     return F.layer_norm(x, x.shape[1:])
 
-# %% ../nbs/04_nerv.ipynb #56cf271e
+# %% ../nbs/04_nerv.ipynb #93d696f1
 class PooledConv(nn.Conv1d):
     """Convolution along time followed by an average pool, as one strided filter.
 
@@ -106,7 +106,7 @@ class PooledConv(nn.Conv1d):
         windows = x.unfold(-1, w.shape[-1], self.pool_stride).transpose(1, 2)                # batch, n_windows, rows, filter
         return F.linear(windows.unflatten(2, (-1, self.in_channels)).flatten(3), w.flatten(1), self.bias)
 
-# %% ../nbs/04_nerv.ipynb #e3ec25a5
+# %% ../nbs/04_nerv.ipynb #f8d9d7cf
 class BatchNormLast(nn.BatchNorm1d):
     "Batch normalisation of the last axis, all other axes counting as the batch."
     def forward(self, x): return super().forward(x.flatten(0, -2)).view_as(x)
@@ -123,7 +123,7 @@ def spatial_branch(n_chans, n_filters, filter_length, pool_length, pool_stride, 
         nn.Conv1d(n_chans, n_filters, 1), nn.BatchNorm1d(n_filters), nn.ELU(),
         PooledConv(n_filters, n_filters, filter_length, pool_length, pool_stride), nn.Flatten(2), BatchNormLast(n_filters), nn.ELU(), nn.Dropout(drop_prob))
 
-# %% ../nbs/04_nerv.ipynb #743b7e91
+# %% ../nbs/04_nerv.ipynb #68888207
 class Fusion(nn.Module):
     "Two token sets `(batch, n_tokens, dim)` → one vector `(batch, core_dim)` (spec 3.1 rows 6-8)."
     def __init__(self, n_tokens: int, dim: int, n_branch_heads: int, n_fusion_heads: int, att_drop_prob: float, hidden_dim: int, core_dim: int, drop_prob: float):
@@ -135,7 +135,7 @@ class Fusion(nn.Module):
     def forward(self, temporal, spatial):
         return self.mlp(self.joint(torch.cat([self.temporal(temporal), self.spatial(spatial)], dim=1)))
 
-# %% ../nbs/04_nerv.ipynb #bb768d57
+# %% ../nbs/04_nerv.ipynb #2c94d84e
 class Head(nn.Module):
     "`(batch, core_dim)` → `(batch, n_outputs)` (spec 3.1 row 9)."
     def __init__(self, core_dim: int, n_outputs: int, drop_prob: float):
@@ -147,7 +147,7 @@ class Head(nn.Module):
         h = self.project(x)
         return self.norm(h + self.drop(self.residual(F.gelu(h))))
 
-# %% ../nbs/04_nerv.ipynb #30d1f421
+# %% ../nbs/04_nerv.ipynb #26f28033
 class NERV(nn.Module, PyTorchModelHubMixin, library_name="necomimi", license="apache-2.0", tags=["eeg", "brain-decoding"]):
     """NERV EEG encoder (NECOMIMI section 3.6; spec 3.1), the network of the reference code without its dead weights.
 
@@ -200,7 +200,7 @@ class NERV(nn.Module, PyTorchModelHubMixin, library_name="necomimi", license="ap
         part = Path(save_directory) / "model.safetensors.part"
         save_model(self, str(part)); os.replace(part, part.with_suffix(""))
 
-# %% ../nbs/04_nerv.ipynb #83607595
+# %% ../nbs/04_nerv.ipynb #fa4fba25
 _REFERENCE = {f"attention_model.transformer_encoder.layers.0.{theirs}": f"time_attention.{ours}" for theirs, ours in {
     "self_attn": "attend.attention", "norm1": "attend.norm", "linear1": "feed_forward.linear1", "linear2": "feed_forward.linear2", "norm2": "norm"}.items()} | {
     "subject_wise_linear.0": "subject", "proj_eeg.0": "head.project", "proj_eeg.1.fn.1": "head.residual", "proj_eeg.2": "head.norm"} | {f"enc_eeg.{theirs}": ours for theirs, ours in {
@@ -215,7 +215,7 @@ def reference_names(model: nn.Module, table: dict = _REFERENCE) -> dict:
     find = lambda key: next(p for p in sorted(theirs, key=len, reverse=True) if key.startswith(p + "."))
     return {theirs[find(key)] + key[len(find(key)):]: key for key in model.state_dict()}
 
-# %% ../nbs/04_nerv.ipynb #99d1d574
+# %% ../nbs/04_nerv.ipynb #1dfd7412
 def reference_sizes(state: dict) -> dict:
     "`NERV`'s arguments read off the shapes of a reference checkpoint's tensors (pool lengths and heads leave no trace in shapes)."
     shape = lambda key: tuple(state[key].shape)
@@ -241,7 +241,7 @@ def match_reference(model: nn.Module, state: dict, names: dict, dropped=()) -> d
                             (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if v))
     return new
 
-# %% ../nbs/04_nerv.ipynb #f4c00fbf
+# %% ../nbs/04_nerv.ipynb #88a5778f
 def _from_reference(cls, state_dict: dict, **kwargs) -> "NERV":
     """NERV from the tensors of a reference checkpoint (name → tensor or array); sizes are read off their shapes, `kwargs` go to `NERV`.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CATEGORIES', 'MAGNITUDE', 'DIFFERENCE', 'as_html', 'Panel', 'Stopped', 'Job', 'thumbnail', 'PictureGrid']
 
-# %% ../../nbs/00c_widgets.ipynb #f49838ec
+# %% ../../nbs/00c_widgets.ipynb #d335411c
 import base64, io, threading
 from contextlib import contextmanager
 from html import escape
@@ -14,11 +14,11 @@ import anywidget, numpy as np, traitlets
 import ipywidgets as w
 from ..data import NecomimiError
 
-# %% ../../nbs/00c_widgets.ipynb #60d36b11
+# %% ../../nbs/00c_widgets.ipynb #053d807b
 CATEGORIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 MAGNITUDE, DIFFERENCE = "Cividis", "RdBu_r"
 
-# %% ../../nbs/00c_widgets.ipynb #7c171af0
+# %% ../../nbs/00c_widgets.ipynb #60933d51
 _STYLE = """<style>
 .jp-OutputArea-child:has(.necomimi-static):has(+ .jp-OutputArea-child .necomimi-panel), .output_subarea:has(.necomimi-static):has(+ .output_subarea .necomimi-panel) {display: none}
 .jp-OutputArea-child:has(.necomimi-static) + .jp-OutputArea-child:has(> .jupyter-widgets):not(:has(.jupyter-widgets > *)) {display: none}
@@ -30,7 +30,7 @@ def as_html(picture, alt="picture"):
     out = io.BytesIO(); picture.savefig(out, format="png", dpi=90, bbox_inches="tight")
     return f'<img alt="{escape(alt, quote=True)}" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
-# %% ../../nbs/00c_widgets.ipynb #cb2cd0a6
+# %% ../../nbs/00c_widgets.ipynb #24f34faf
 class Panel:
     """Base of our widgets: controls in `self.root`, a message line, a static picture. Subclasses build their controls, call `self.build(*children)` and define
     `static()`, a matplotlib figure or HTML of the present state. `name`: what it is called for screen readers and in the static picture's alt text."""
@@ -74,7 +74,7 @@ class Panel:
         self._stays = display(HTML(self._static_html()), display_id=True)
         display(self.root)
 
-# %% ../../nbs/00c_widgets.ipynb #833db869
+# %% ../../nbs/00c_widgets.ipynb #f0a37d41
 class Stopped(Exception): "Raised inside a `Job` that was told to stop."
 
 class Job:
@@ -100,7 +100,7 @@ class Job:
     @property
     def paused(self): return not self._go.is_set()
 
-# %% ../../nbs/00c_widgets.ipynb #bf6906b9
+# %% ../../nbs/00c_widgets.ipynb #e29bbac1
 _GRID_JS = r"""
 function render({ model, el }) {
   const box = document.createElement("div"), pad = document.createElement("div"), cells = new Map(), urls = new Map(), asked = new Set();
@@ -176,7 +176,7 @@ _GRID_CSS = """
 .necomimi-cell.on.here img {box-shadow: 0 0 0 3px #E69F00, 0 0 0 5px #0072B2}
 """
 
-# %% ../../nbs/00c_widgets.ipynb #d65a9f08
+# %% ../../nbs/00c_widgets.ipynb #c04723c9
 def thumbnail(picture, size=96):
     "WebP bytes of a picture (path, PIL, (H, W, 3) uint8) within `size` pixels; raises `NecomimiError` as `necomimi.vision.as_pil`."
     from necomimi.vision import as_pil
