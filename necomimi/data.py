@@ -7,7 +7,7 @@ __all__ = ['CHANNELS', 'REGIONS', 'OCCIPITO_PARIETAL', 'NecomimiError', 'writing
            'TrialStore', 'create_store', 'safe_load', 'PublishedArray', 'read_published', 'convert_published',
            'picture_table', 'concept_split', 'from_mne']
 
-# %% ../nbs/00_data.ipynb #9a513d70
+# %% ../nbs/00_data.ipynb #68078715
 import hashlib, json, math, mmap, os, pickle, re, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/00_data.ipynb #e293353a
+# %% ../nbs/00_data.ipynb #6a7d64a1
 class NecomimiError(ValueError):
     "Bad input, caught at our door: the message says what was expected, what was found, and what to do."
 
-# %% ../nbs/00_data.ipynb #cf90241b
+# %% ../nbs/00_data.ipynb #0cd25a08
 @contextmanager
 def writing(path, what="file"):
     """Context manager: gives a temporary path beside `path`, to be written as a file or made a folder; it becomes `path` when the block ends well,
@@ -41,7 +41,7 @@ def writing(path, what="file"):
         if part.is_dir(): shutil.rmtree(part, ignore_errors=True)
         elif part.exists(): part.unlink()
 
-# %% ../nbs/00_data.ipynb #bbfcbbab
+# %% ../nbs/00_data.ipynb #c1f61c8d
 CHANNELS = tuple("""Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8
     FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 FT10 T7 C5 C3 C1 Cz C2 C4 C6 T8
     TP9 TP7 CP5 CP3 CP1 CPz CP2 CP4 CP6 TP8 TP10
@@ -54,14 +54,14 @@ REGIONS = {k: tuple(v.split()) for k, v in dict(
     occipital="PO7 PO3 POz PO4 PO8 O1 Oz O2").items()}
 OCCIPITO_PARIETAL = tuple("P7 P5 P3 P1 Pz P2 P4 P6 P8 PO7 PO3 POz PO4 PO8 O1 Oz O2".split())
 
-# %% ../nbs/00_data.ipynb #220946e0
+# %% ../nbs/00_data.ipynb #43ea7297
 def make_info(ch_names=CHANNELS, sfreq=250.):
     "`mne.Info` of EEG channels `ch_names` at `sfreq` Hz, with their places on the standard 10-05 montage (names it does not know stay without a place)."
     import mne
     montage = "colin27_1005" if "colin27_1005" in mne.channels.get_builtin_montages() else "standard_1005"   # one montage, renamed in MNE 1.13
     return mne.create_info(list(ch_names), float(sfreq), "eeg", verbose="error").set_montage(montage, match_case=False, on_missing="ignore")
 
-# %% ../nbs/00_data.ipynb #58d339b0
+# %% ../nbs/00_data.ipynb #837762a6
 def order_channels(found, expected=CHANNELS, where="EEG"):
     """Index into `found` that puts it in the order of `expected`, by name (upper or lower case alike). A channel called `stim` is left out.
     Warns when the order changes; raises NecomimiError for missing, doubled or unknown names."""
@@ -77,7 +77,7 @@ def order_channels(found, expected=CHANNELS, where="EEG"):
     if (np.diff(index) < 0).any(): warnings.warn(f"{where}: channels came in another order and were re-ordered by name.", stacklevel=3)
     return index
 
-# %% ../nbs/00_data.ipynb #4c958772
+# %% ../nbs/00_data.ipynb #ef7d0fa9
 def check_eeg(eeg, n_chans=None, n_times=None, ch_names=None, *, where="EEG", first=0):
     """Returns `eeg` (..., n_chans, n_times) untouched if it is fit for use, else raises NecomimiError.
     Refused: no trials, another number of channels or samples, NaN or infinite values (named by trial and channel). `first` is the number of the first trial."""
@@ -98,7 +98,7 @@ def check_eeg(eeg, n_chans=None, n_times=None, ch_names=None, *, where="EEG", fi
 
 def _trial(i, *rest): return f"picture {i}, repetition {', '.join(map(str, rest))}" if rest else f"trial {i}"
 
-# %% ../nbs/00_data.ipynb #f2687501
+# %% ../nbs/00_data.ipynb #95e9442d
 @dataclass(frozen=True, eq=False, repr=False)
 class TrialStore:
     """One split of one subject, opened with `TrialStore.open(folder, split)`. `trials` is a read-only memory map
@@ -150,7 +150,7 @@ def _as_slice(index):
     step = np.diff(index)
     return slice(int(index[0]), int(index[-1]) + 1, int(step[0])) if len(step) and step[0] > 0 and (step == step[0]).all() else np.asarray(index)
 
-# %% ../nbs/00_data.ipynb #3a24cd59
+# %% ../nbs/00_data.ipynb #34e30967
 def _open(cls, folder, split, verify):
     array, card, table = folder/f"{split}.npy", folder/f"{split}.json", folder/f"{split}_pictures.csv"
     if not (card.is_file() and array.is_file()):
@@ -181,7 +181,7 @@ def _npy_header(path):
 def _sha256(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/00_data.ipynb #b45e8728
+# %% ../nbs/00_data.ipynb #c08ae39d
 @contextmanager
 def create_store(folder, split, shape, ch_names, times, sfreq, units, recipe, subject, pictures=None, dtype="float16", simulated=False):
     """Context manager: gives a writable memmap of `shape` (n_pictures, n_repetitions, n_chans, n_times), which becomes
@@ -207,7 +207,7 @@ def create_store(folder, split, shape, ch_names, times, sfreq, units, recipe, su
         for p in partial: p.unlink(missing_ok=True)
         lock.close()
 
-# %% ../nbs/00_data.ipynb #e62c5b06
+# %% ../nbs/00_data.ipynb #8323f3ad
 def _check_card(folder, split, shape, ch_names, times, units, pictures, dtype):
     where = f"{folder}/{split}"
     if Path(split).name != split: raise NecomimiError(f"{where}: '{split}' is no name for a split; expected something like 'training' or 'test'.")
@@ -243,7 +243,7 @@ def _allocate(lock, path, shape, dtype):
     if hasattr(os, "posix_fallocate"): os.posix_fallocate(lock.fileno(), 0, size)   # a full disk says so here, as an OSError
     return array
 
-# %% ../nbs/00_data.ipynb #ccdb4d36
+# %% ../nbs/00_data.ipynb #315bb9aa
 def _average(trials, repetitions=None):
     n = trials.shape[1]
     which = np.asarray(n if repetitions is None else repetitions)
@@ -253,7 +253,7 @@ def _average(trials, repetitions=None):
     for i, picture in enumerate(trials): np.mean(picture[which], axis=0, dtype=np.float32, out=out[i])
     return out
 
-# %% ../nbs/00_data.ipynb #8f73fe78
+# %% ../nbs/00_data.ipynb #7088f5cc
 class _Span(NamedTuple):
     "Bytes left in the file: where they are."
     path: str
@@ -283,7 +283,7 @@ def _array(raw, dtype, shape, order="C"):
 
 def _scalar(dtype, raw): return np.frombuffer(raw, dtype.dtype)[0].item()
 
-# %% ../nbs/00_data.ipynb #0dd0e876
+# %% ../nbs/00_data.ipynb #ab505554
 _GLOBALS = {("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy.core.multiarray", "scalar"): _scalar, ("numpy.core.numeric", "_frombuffer"): _array,
             ("numpy", "dtype"): _DType, ("numpy", "ndarray"): "ndarray"}
 _OPS = """PROTO STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -325,7 +325,7 @@ class _SafeUnpickler(pickle._Unpickler):
     dispatch |= {pickle.FRAME[0]: lambda self: self.read(8), pickle.BUILD[0]: load_build, pickle.BINBYTES[0]: lambda self: self.load_bytes(4),
                  pickle.BINBYTES8[0]: lambda self: self.load_bytes(8), pickle.BYTEARRAY8[0]: lambda self: self.load_bytes(8)}
 
-# %% ../nbs/00_data.ipynb #aef62ff4
+# %% ../nbs/00_data.ipynb #2545c25d
 def safe_load(path):
     """What a `.npy` file of either published layout holds (or a plain array), without running anything it says. Large arrays come as read-only memory maps.
     NecomimiError, with the file's name, for a foreign global, a truncated file (bytes expected and found), or anything unreadable."""
@@ -341,7 +341,7 @@ def safe_load(path):
     except FileNotFoundError: raise NecomimiError(f"{path}: no such file. See the table of sources in the documentation for where to fetch it.") from None
     except Exception as e: raise NecomimiError(f"{path}: not a file of either published layout ({type(e).__name__}: {e}). Expected a .npy of a dict, or a pickled dict.") from e
 
-# %% ../nbs/00_data.ipynb #ad99582d
+# %% ../nbs/00_data.ipynb #2f200e4b
 @dataclass(frozen=True, eq=False, repr=False)
 class PublishedArray:
     "A published file, mapped: `published[rows]` gives trials (rows, n_repetitions, n_chans, n_times) without `stim`, channels in `ch_names` order. `notes`: what was repaired."
@@ -366,7 +366,7 @@ def _times(times, n_times, where):
     if surplus > 0 and n_times > 1 and times[surplus-1] < -1e-9 and abs(times[surplus]) < 1e-6: return times[surplus:], (f"the first {surplus} of {len(times)} times (before the picture) dropped",)
     raise NecomimiError(f"{where}: expected {n_times} times for {n_times} samples (or the time before the picture on top), found {len(times)}.")
 
-# %% ../nbs/00_data.ipynb #8b8ba43e
+# %% ../nbs/00_data.ipynb #ce4adfe8
 def read_published(path, ch_names=None):
     """A `preprocessed_eeg_*.npy` of THINGS-EEG2, either layout, memory-mapped -> PublishedArray. Nothing in the file is run.
     `ch_names`: the channels wanted, in order; by default all 63, or the 17 of the first release. NecomimiError for foreign content, truncation, missing keys,
@@ -388,7 +388,7 @@ def read_published(path, ch_names=None):
     if (np.diff(index) < 0).any(): notes += ("channels re-ordered by name",)
     return PublishedArray(path, raw, _as_slice([names.index(known[i]) for i in index]), expected, times, round((len(times) - 1)/(times[-1] - times[0]), 3), notes)
 
-# %% ../nbs/00_data.ipynb #79af1f6d
+# %% ../nbs/00_data.ipynb #f3385018
 def convert_published(path, folder, split, subject, *, pictures=None, ch_names=None, dtype="float16", units="a.u. (whitened)", recipe=None, block_bytes=2**24, progress=True):
     """A published file (either layout) -> TrialStore `<folder>/<split>.npy`, block by block: memory in use is a few `block_bytes`, not the file's size.
     `pictures`: one row a picture, see `picture_table`. All or nothing, as `create_store`. NecomimiError for all that `read_published`, `check_eeg` and `create_store` refuse,
@@ -415,7 +415,7 @@ def _forget(*maps):
     for m in maps:
         if hasattr(getattr(m, "_mmap", None), "madvise"): m._mmap.madvise(mmap.MADV_DONTNEED)
 
-# %% ../nbs/00_data.ipynb #ad427a85
+# %% ../nbs/00_data.ipynb #4dc20a04
 def picture_table(source, split):
     """One row a picture, in the order of the trials: concept ('aardvark'), folder ('00001_aardvark'), file ('training_images/00001_aardvark/aardvark_01b.jpg').
     `source`: the published image_metadata.npy, or the directory that holds training_images/ and test_images/. `split`: 'training' or 'test'."""
@@ -432,7 +432,7 @@ def picture_table(source, split):
     if len(folders) != len(files) or not len(files): raise NecomimiError(f"{source}: {len(folders)} concepts beside {len(files)} files for '{split}'; expected as many of each, and at least one.")
     return pd.DataFrame(dict(concept=[f.split("_", 1)[-1] for f in folders], folder=folders, file=[f"{split}_images/{a}/{b}" for a, b in zip(folders, files)]))
 
-# %% ../nbs/00_data.ipynb #9cd56482
+# %% ../nbs/00_data.ipynb #bf581283
 def concept_split(concepts, n_val=None, fraction=0.1, seed=0):
     """(train_idx, val_idx): the rows of `concepts` (n_pictures,) split so that no concept is on both sides.
     `n_val` concepts (by default that `fraction` of them, at least one) go to validation, drawn with `seed`. The sides keep the order of the rows."""
@@ -443,7 +443,7 @@ def concept_split(concepts, n_val=None, fraction=0.1, seed=0):
     held[np.random.default_rng(seed).permutation(len(names))[:n_val]] = True
     return np.flatnonzero(~held[inverse]), np.flatnonzero(held[inverse])
 
-# %% ../nbs/00_data.ipynb #5965c45f
+# %% ../nbs/00_data.ipynb #d43a6d34
 _VOLTS = {"V": 1., "mV": 1e-3, "µV": 1e-6, "μV": 1e-6, "uV": 1e-6}
 
 def _to_mne(store, average=True):
@@ -460,7 +460,7 @@ def _to_mne(store, average=True):
     return mne.EpochsArray(data.astype(float) * _VOLTS.get(store.units, 1.), info, events, tmin=float(store.times[0]), baseline=None, metadata=table,
                            event_id={str(name): i + 1 for i, name in enumerate(names)}, verbose="error")
 
-# %% ../nbs/00_data.ipynb #56ec8b20
+# %% ../nbs/00_data.ipynb #384ca46a
 def from_mne(epochs, folder, split, subject, *, recipe, by=None, n_repetitions=None, units="µV", dtype="float16", simulated=False):
     """`mne.Epochs` -> TrialStore. Epochs of one picture become its repetitions: `by` names the metadata column that tells pictures apart (default `file` if there is one,
     else `concept`, else the event). Every picture needs as many repetitions; `n_repetitions` keeps the first so many of each. EEG channels only, in THINGS-EEG2's order where all are

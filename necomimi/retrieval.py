@@ -6,7 +6,7 @@
 __all__ = ['KS', 'n_below', 'kway', 'crossed_bootstrap', 'RetrievalResult', 'retrieve', 'plot_retrieval', 'plot_similarity',
            'retrieval_difference', 'RepetitionCurve', 'repetition_curve']
 
-# %% ../nbs/07_retrieval.ipynb #ba135fcf
+# %% ../nbs/07_retrieval.ipynb #38d456c4
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,7 @@ from math import comb
 import numpy as np, pandas as pd
 from .data import NecomimiError
 
-# %% ../nbs/07_retrieval.ipynb #da2377ea
+# %% ../nbs/07_retrieval.ipynb #469dea18
 def n_below(scores, truth=None, ties=False):
     """How many gallery items score below the true one.
 
@@ -37,7 +37,7 @@ def _check_truth(truth, n, n_gallery):
     if n and (truth.min() < 0 or truth.max() >= n_gallery): raise NecomimiError(f"truth must lie in 0..{n_gallery-1}, found {truth.min()}..{truth.max()}")
     return truth
 
-# %% ../nbs/07_retrieval.ipynb #5d2553ce
+# %% ../nbs/07_retrieval.ipynb #8b2de9d8
 @lru_cache(maxsize=256)
 def _success(n_gallery, k, top):
     "Chance of success for r = 0 ... n_gallery-1 items below; exact integers until the last division."
@@ -55,7 +55,7 @@ def kway(n_below, n_gallery, k, top=1, ties=0):
     total = np.concatenate([[0.], np.cumsum(_success(n_gallery, k, top))])
     return (total[n_below+ties+1] - total[n_below])/(ties+1)
 
-# %% ../nbs/07_retrieval.ipynb #311d9d8c
+# %% ../nbs/07_retrieval.ipynb #ae702e47
 def crossed_bootstrap(values, pictures, subjects=None, n_boot=2000, seed=0):
     """Means of `values` (n, m) under `n_boot` draws of pictures and, if more than one, subjects with replacement: (n_boot, m).
 
@@ -71,7 +71,7 @@ def crossed_bootstrap(values, pictures, subjects=None, n_boot=2000, seed=0):
     total = sum(w_s[:, i, None]*(w_p @ cells[i]) for i in range(S))
     return total[:, :-1]/np.maximum(total[:, -1:], 1)
 
-# %% ../nbs/07_retrieval.ipynb #d90afa11
+# %% ../nbs/07_retrieval.ipynb #42772b51
 @dataclass(frozen=True, repr=False)
 class RetrievalResult:
     "What `retrieve` found. `table`: one row a (k, top), shares between 0 and 1."
@@ -122,7 +122,7 @@ class RetrievalResult:
     def _repr_html_(self):
         return f"{self.percent().to_html(index=False, border=0)}<p>Median rank {np.median(self.ranks):g} of {self.settings['n_gallery']}. <small>{self.protocol}</small></p>"
 
-# %% ../nbs/07_retrieval.ipynb #1bba9b3b
+# %% ../nbs/07_retrieval.ipynb #26721fc1
 KS = (2, 4, 10, 50, 100, 200)
 
 def _unit(x): return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -200,7 +200,7 @@ def retrieve(eeg_embeddings, gallery, *, split, gallery_name, repetitions, truth
                     n_boot=n_boot, n_shuffles=n_shuffles, seed=seed, simulated=bool(simulated))
     return RetrievalResult(pd.DataFrame(rows), ranks, similarity.astype("float32"), truth, subjects, hits, settings)
 
-# %% ../nbs/07_retrieval.ipynb #7c33cf54
+# %% ../nbs/07_retrieval.ipynb #c203be13
 def plot_retrieval(result, ax=None):
     "Bars with intervals, band of the shuffled control, chance ticks. Returns the axes."
     import matplotlib.pyplot as plt
@@ -241,7 +241,7 @@ def plot_similarity(result, order=None, ax=None):
 
 RetrievalResult.plot, RetrievalResult.plot_similarity = plot_retrieval, plot_similarity
 
-# %% ../nbs/07_retrieval.ipynb #fe76c8a7
+# %% ../nbs/07_retrieval.ipynb #3d830b9a
 def retrieval_difference(a, b, n_boot=2000, seed=0):
     """Paired difference a - b of two `RetrievalResult`s over the same queries, with 95 % crossed bootstrap interval: a DataFrame with
     k, top, difference, low, high. Raises `NecomimiError` when queries, subjects or the size of the gallery differ."""
@@ -251,7 +251,7 @@ def retrieval_difference(a, b, n_boot=2000, seed=0):
     low, high = np.quantile(crossed_bootstrap(d, a.truth, a.subjects, n_boot, seed), [.025, .975], axis=0)
     return a.table[["k", "top"]].assign(difference=d.mean(0), low=low, high=high)
 
-# %% ../nbs/07_retrieval.ipynb #4e6ccaab
+# %% ../nbs/07_retrieval.ipynb #479e0080
 @dataclass(frozen=True, repr=False)
 class RepetitionCurve:
     "Accuracy over averaged repetitions. `table`: repetitions, accuracy, low, high, n_draws."

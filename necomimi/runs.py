@@ -8,7 +8,7 @@ __all__ = ['TYPES', 'WORDS', 'LIBRARIES', 'MEMORY', 'PAGE', 'write_json', 'read_
            'git_state', 'describe', 'set_status', 'Run', 'stage_name', 'print_progress', 'Stages', 'kernel_environment',
            'run_notebook', 'report', 'headline']
 
-# %% ../nbs/12_runs.ipynb #3b5c91a3
+# %% ../nbs/12_runs.ipynb #de0d0909
 import ast
 import datetime
 import difflib
@@ -28,7 +28,7 @@ from importlib import metadata, util
 from pathlib import Path
 from .data import NecomimiError, writing
 
-# %% ../nbs/12_runs.ipynb #4a45b5e5
+# %% ../nbs/12_runs.ipynb #043c5c7b
 def _plain(x):
     "`x` made of what JSON knows."
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
@@ -48,7 +48,7 @@ def read_json(path, default=None):
     except FileNotFoundError: return default
     except ValueError as e: raise NecomimiError(f"{path} is not valid JSON ({e}); remove it, or run again what writes it") from None
 
-# %% ../nbs/12_runs.ipynb #016d7925
+# %% ../nbs/12_runs.ipynb #b6cb5088
 def package_folder():
     "The folder of the installed (or checked out) package."
     return Path(util.find_spec("necomimi").origin).parent
@@ -65,7 +65,7 @@ def notebook_path(name):
     known = sorted(p.stem for p in notebooks_folder().glob("*.ipynb"))
     raise NecomimiError(f"no notebook {str(name)!r}: expected one of {known} or the path of an .ipynb file")
 
-# %% ../nbs/12_runs.ipynb #8b3b6cb6
+# %% ../nbs/12_runs.ipynb #43bbfa74
 TYPES = dict(bool=bool, int=int, float=float, str=str, list=list, tuple=tuple, dict=dict)
 WORDS = dict(true=True, yes=True, on=True, false=False, no=False, off=False) | {"1": True, "0": False}
 
@@ -89,7 +89,7 @@ def cast(value, kind):
     if type(value) is not TYPES[base]: raise TypeError(f"{value!r} is not of type {kind}")
     return value
 
-# %% ../nbs/12_runs.ipynb #93d984d0
+# %% ../nbs/12_runs.ipynb #68e4561d
 @dataclass(frozen=True)
 class Parameter:
     "One line of a notebook's `parameters` cell."
@@ -124,7 +124,7 @@ def _need(module, extra):
     "A clear error where an optional library is absent."
     if util.find_spec(module) is None: raise NecomimiError(f"this needs {module}, which is not installed: pip install 'necomimi[{extra}]'")
 
-# %% ../nbs/12_runs.ipynb #3b277af6
+# %% ../nbs/12_runs.ipynb #634ff9d9
 def check_parameters(name, given=None):
     "`given` (a dict; values may be text, as from a command line) with every value of its declared type. Raises NecomimiError for an unknown or ill-typed one."
     known, checked = parameters_of(name), {}
@@ -137,7 +137,7 @@ def check_parameters(name, given=None):
             raise NecomimiError(f"parameter {key!r} of {notebook_path(name).stem}: expected {known[key].type} ({known[key].help}), found {value!r}") from None
     return checked
 
-# %% ../nbs/12_runs.ipynb #a48e8d78
+# %% ../nbs/12_runs.ipynb #02258fef
 LIBRARIES = "necomimi torch numpy scipy pandas scikit-learn mne accelerate open_clip_torch diffusers transformers papermill".split()
 
 def _output(*command):
@@ -173,7 +173,7 @@ def describe(name, given=None):
     return dict(notebook=path.stem, notebook_sha256=hashlib.sha256(path.read_bytes()).hexdigest(), parameters=parameters, given=given or {},
                 seeds={k: v for k, v in parameters.items() if "seed" in k}, versions=versions(), machine=machine(), git=git_state())
 
-# %% ../nbs/12_runs.ipynb #377e4f4b
+# %% ../nbs/12_runs.ipynb #843a68da
 def _now(): return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 def set_status(folder, **changes):
@@ -217,7 +217,7 @@ class Run:
         end = f" in {self.seconds:.0f} s" if self.seconds else ""
         return f"run of {self.name}: {self.state}{end}, in {self.folder}" + (f" ({self.error})" if self.error else "")
 
-# %% ../nbs/12_runs.ipynb #845c1e07
+# %% ../nbs/12_runs.ipynb #6591c36b
 def _workplace(out):
     "Where a run meant for `out` may work: `out` itself, or its neighbour `out.new` while `out` holds a finished run."
     if out.exists() and not (out/"status.json").exists() and (not out.is_dir() or any(out.iterdir())):
@@ -232,7 +232,7 @@ def _publish(folder, out):
     old = out.with_name(out.name + ".old"); shutil.rmtree(old, ignore_errors=True)
     out.rename(old); folder.rename(out); shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/12_runs.ipynb #177fc60e
+# %% ../nbs/12_runs.ipynb #937e5557
 def stage_name(cell, tagged):
     "The stage that begins at this cell, or None: from its tag `stage:name` (underscores for spaces), or from a `## heading` where the notebook has no such tags."
     if tagged: return next((t[6:].replace("_", " ").strip() for t in _tags(cell) if t.startswith("stage:")), None)
@@ -260,7 +260,7 @@ class Stages:
         if self.since is not None: self.tell(self.number, self.total, self.name, time.monotonic() - self.since, ok)
         self.since = None
 
-# %% ../nbs/12_runs.ipynb #31bd6d67
+# %% ../nbs/12_runs.ipynb #548bf283
 MEMORY = dict(MALLOC_MMAP_THRESHOLD_="8589934592", MALLOC_TRIM_THRESHOLD_="17179869184")
 
 def kernel_environment(threads=None):
@@ -278,7 +278,7 @@ def _kernel_class(folder, log, threads):
             await super().start_kernel(**kw | dict(cwd=str(folder), env=kernel_environment(threads), stdout=log, stderr=log))
     return Kernel
 
-# %% ../nbs/12_runs.ipynb #b2ef8b93
+# %% ../nbs/12_runs.ipynb #206494e5
 def _one_line(text, width=300):
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(text)).split())
     return text if len(text) <= width else text[:width - 1] + "…"
@@ -307,7 +307,7 @@ def _execute(path, folder, parameters, stages, threads, timeout):
     finally:
         if part.exists(): os.replace(part, folder/f"{path.stem}.ipynb")
 
-# %% ../nbs/12_runs.ipynb #f512609c
+# %% ../nbs/12_runs.ipynb #6efc1618
 def run_notebook(name, out, parameters=None, *, progress=print_progress, threads=None, timeout=None, html=True):
     """Executes the notebook `name` (or at that path) with `parameters` into the run folder `out` and returns the finished `Run`.
 
@@ -339,7 +339,7 @@ def run_notebook(name, out, parameters=None, *, progress=print_progress, threads
         raise NecomimiError(f"run of {path.stem} failed: {error}. What there is lies in {folder}{kept}") from e
     return Run.open(out)
 
-# %% ../nbs/12_runs.ipynb #9ef2e6f0
+# %% ../nbs/12_runs.ipynb #ebb24318
 PAGE = r"""
 {%- extends 'base.html.j2' -%}
 {%- block header -%}<!DOCTYPE html>
@@ -367,7 +367,7 @@ header,footer{background:#f5f7f9;border-radius:6px;padding:.6em 1em;margin-botto
 {%- block empty_in_prompt -%}{%- endblock -%}
 """
 
-# %% ../nbs/12_runs.ipynb #96498ccf
+# %% ../nbs/12_runs.ipynb #4c73cadc
 def _terminal(text):
     "Text as a terminal would show it in the end: what comes after the last carriage return of a line."
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
@@ -394,7 +394,7 @@ def _stand_alone(page):
         if re.match(r"(https?:)?//", tag.get("src") or tag.get("href") or tag.get("data") or ""): tag.decompose()
     return str(soup)
 
-# %% ../nbs/12_runs.ipynb #9578b1ce
+# %% ../nbs/12_runs.ipynb #2190001b
 def _facts(run, status):
     "The lines at the top of a report."
     c = run.config; show = lambda d: ", ".join(f"{k}={v}" for k, v in d.items())
@@ -420,7 +420,7 @@ def report(run):
     part.write_text(_stand_alone(page), encoding="utf-8"); os.replace(part, out)
     return out
 
-# %% ../nbs/12_runs.ipynb #b996eadb
+# %% ../nbs/12_runs.ipynb #d3265768
 def _numbers(x, prefix=""):
     "All scalars of a nested dict as (dotted name, value)."
     for k, v in x.items():

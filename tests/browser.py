@@ -2,7 +2,7 @@
 
 `NECOMIMI_CHROMIUM` names the browser (default: the system's Chromium, else Playwright's own). `NECOMIMI_SCREENSHOTS=folder` keeps the pictures the tests take
 (`nbs/images/widgets` holds those of the documentation)."""
-import contextlib, json, os, shutil, socket, subprocess, sys, tempfile, time, urllib.request
+import contextlib, json, os, shutil, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -32,7 +32,9 @@ def serving(command, env, cwd, url, log):
     try:
         for _ in range(480):
             if server.poll() is not None: raise RuntimeError(f"the server ended: {Path(log).read_text()[-2000:]}")
-            with contextlib.suppress(OSError): urllib.request.urlopen(url, timeout=5).close(); break
+            try: urllib.request.urlopen(url, timeout=5).close(); break
+            except urllib.error.HTTPError: break               # it answers
+            except OSError: pass
             time.sleep(.25)
         yield server
     finally:

@@ -171,3 +171,9 @@ def test_app_comes_up_on_an_empty_cache_and_asks_for_the_token(browser, tmp_path
         p = browser.new_page(viewport=dict(width=800, height=1000)); p.goto(url, wait_until="domcontentloaded", timeout=180_000)
         p.wait_for_selector("text=simulating EEG", timeout=180_000); p.wait_for_selector(".js-plotly-plot .main-svg", timeout=240_000); assert "Simulated EEG" in p.inner_text("[role=note]")
         assert (tmp_path/"cache"/"stores"/"mini"/"sub-01"/"test.json").is_file(); p.screenshot(path=str(tmp_path/"narrow.png")); p.close()
+
+def test_the_dashboard_in_jupyterlab(lab, small):
+    with lab.open(f"from necomimi.widgets.explore import Explore\nexplore = Explore({str(small.root)!r})", "explore", name="explore") as sheet:
+        p = sheet.run().page; p.wait_for_selector(".js-plotly-plot .main-svg"); tab(p.locator(".jp-OutputArea"), "Runs")
+        p.wait_for_selector(".necomimi-runs tbody tr:visible"); assert "Simulated EEG" in p.inner_text("[role=note]") and sheet.errors == []
+        assert sheet.python("print(list(explore.panels))") == "[0, 6]"

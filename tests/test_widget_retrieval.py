@@ -100,13 +100,18 @@ def test_controls_change_what_is_drawn(data):
     z = x.matrix.data[0].z.copy(); np.testing.assert_allclose(z, x.view.scores[np.ix_(x.rows, x.cols)], atol=1e-6)
     c["condition"].value = "real"; c["repetition"].value = 3
     np.testing.assert_allclose(x.view.vectors, unit(data["repetitions"][:, 2])); assert np.abs(x.matrix.data[0].z - z).max() > .1 and c["repetition"].layout.display == ""
-    c["category"].value = "tool"; assert sum(x.places.data[1].y) == 8 and np.flatnonzero(np.array(x.map.data[1].marker.opacity) == 1).tolist() == list(range(2, N, 3)) and "8 trials" in x.message.value
-    c["category"].value = "all"; assert min(x.map.data[1].marker.opacity) == 1 and sum(x.places.data[1].y) == N
+    c["category"].value = "tool"; assert sum(x.places.data[1].y) == 8 and np.flatnonzero(np.array(x.map.data[1].marker.color) != '#d9d9d9').tolist() == list(range(2, N, 3)) and "8 trials" in x.message.value
+    c["category"].value = "all"; assert list(x.map.data[1].marker.color) == x.pairs.colours.tolist() and sum(x.places.data[1].y) == N
     c["concept"].value = "thing 7"; assert x.state.query == 7 and x.grid.order[0] == x.view.scores[7].argmax() and "thing 7" in x.seen.value
     c["concept"].value = "no such"; assert "no trial of a picture called &#x27;no such&#x27;" in x.message.value and x.state.query == 7
     at = x.rows.tolist().index(7); c["next"].click(); assert x.state.query == x.rows[at+1]
     c["order"].value = "place"; assert x.matrix.layout.shapes[0].y0 == x.rows.tolist().index(x.state.query) - .5
     x.grid.selected = [4]; assert x.state.picture == 4 and "cosine with thing 4" in x.message.value and list(x.map.data[3].x) == [x._plane["PCA", 2][1][4, 0]]
+
+def test_a_page_that_comes_later_gets_what_is_drawn(data):
+    x = SimilarityExplorer(**data); x.choose(5)
+    state = x.matrix.get_state()
+    np.testing.assert_allclose(state["_widget_data"][0]["z"], x.view.scores[np.ix_(x.rows, x.cols)], atol=1e-6); assert state["_widget_layout"]["shapes"][0]["y0"] == x.rows.tolist().index(5) - .5
 
 def test_tsne_runs_beside_and_ends_on_the_map(data):
     x = SimilarityExplorer(**data); pca = np.array(x.map.data[0].x); job = None
@@ -188,7 +193,7 @@ def test_click_on_a_cell_ranks_the_gallery(sheet):
     assert p.locator(f'.necomimi-cell[data-index="{best}"] span').inner_text() == f"1: {v.scores[query, best]:.2f} {sheet.concepts[best]}"
     assert p.locator(f'.necomimi-cell[data-index="{query}"] span').inner_text().startswith(f"✓ {v.places[query]:g}: ")
     frame = p.evaluate("() => { const s = document.querySelectorAll('.js-plotly-plot')[0]._fullLayout.shapes[0]; return [s.y0, s.y1, s.visible] }"); assert frame == [row-.5, row+.5, True]
-    p.mouse.move(5, 5); kept = sheet.shot("SimilarityExplorer"); Image.open(kept).convert("RGB").quantize(256).save(kept, optimize=True)
+    p.mouse.move(5, 5); kept = sheet.shot("SimilarityExplorer"); Image.open(kept).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(kept, optimize=True)
 
 def test_click_on_the_map_chooses_the_trial_and_the_line_follows(sheet):
     p = sheet.page; e, g = planar(sheet.view.vectors, sheet.pairs.gallery); everything = np.r_[e, g]
@@ -204,7 +209,7 @@ def test_a_lasso_counts_its_trials_and_the_control_resets_it(sheet):
     p.mouse.up(); inside = p.evaluate("() => { const el = document.querySelectorAll('.js-plotly-plot')[1], l = el._fullLayout; return [...el._fullData[1].x].filter(x => l.xaxis.l2p(x) < l.xaxis._length*.5).length }")
     counts = "() => [...document.querySelectorAll('.js-plotly-plot')[2]._fullData[1].y].reduce((a, b) => a + b)"
     assert 0 < inside < 50; said(sheet, f"{inside} trials: median place"); p.wait_for_function(f"n => ({counts})() === n", arg=inside)
-    bright = "n => { const e = document.querySelectorAll('.js-plotly-plot')[1], d = e._fullData[1]; return !(e.layout.selections || []).length && !d.selectedpoints && [...d.marker.opacity].filter(x => x === 1).length === n }"
+    bright = "n => { const e = document.querySelectorAll('.js-plotly-plot')[1], d = e._fullData[1]; return !(e.layout.selections || []).length && [...d.marker.color].filter(x => x !== '#d9d9d9').length === n }"
     p.wait_for_function(bright, arg=inside)
     p.get_by_label("count trials of").select_option("all"); said(sheet, "50 trials: median place"); p.wait_for_function(f"n => ({counts})() === n", arg=50); p.wait_for_function(bright, arg=50)
 

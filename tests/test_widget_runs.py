@@ -120,6 +120,13 @@ def test_a_stranger_s_text_is_not_markup(tmp_path):
     training(tmp_path/"<img src=x onerror=alert(1)>"); b = RunBrowser(tmp_path, chosen=["<img src=x onerror=alert(1)>"]); b._open("<img src=x onerror=alert(1)>")
     assert "<img src=x" not in b.beside.value + b.static() + b.page.html
 
+def test_what_the_studio_saved_opens_with_its_pictures(tmp_path):
+    from PIL import Image
+    (tmp_path/"d"/"two-stage").mkdir(parents=True); Image.new("RGB", (8, 8)).save(tmp_path/"d"/"two-stage"/"cat.png"); (tmp_path/"d"/"torn.png").write_bytes(b"no picture")
+    write_json(tmp_path/"d"/"status.json", dict(name="GenerationStudio", state="done", saved="2026-01-02T03:04:05+00:00", seconds=3.)); write_json(tmp_path/"d"/"config.json", dict(parameters=dict(steps=4)))
+    entry, = find_runs(tmp_path); assert (entry.kind, entry.state, entry.started, entry.note) == ("pictures", "done", "2026-01-02 03:04", "")
+    assert page_of(entry).count("<figure") == 2 and "two-stage/cat.png" in page_of(entry) and "base64,UklGR" in page_of(entry)
+
 # In the browser
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPHERE', 'VIEWS', 'SCALES', 'COLOURS', 'HeadMap', 'head_map', 'as_stores', 'concept_names', 'mean_response', 'TopomapState', 'channel_groups', 'topomap_figure', 'topomap_code', 'Fit', 'Butterfly', 'HeadPlot', 'TopomapExplorer']
 
-# %% ../../nbs/00_data.ipynb #8a7e547c
+# %% ../../nbs/00_data.ipynb #5e0805fc
 import base64, difflib, io, itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ import anywidget, ipywidgets as w, numpy as np, plotly.graph_objects as go
 from ..data import REGIONS, NecomimiError, TrialStore, check_eeg, make_info, writing
 from .common import CATEGORIES, DIFFERENCE, Panel, PictureGrid
 
-# %% ../../nbs/00_data.ipynb #8f3a4fc2
+# %% ../../nbs/00_data.ipynb #5dc8a0b5
 SPHERE = (0, .022, .04, .1)   # a head that the standard montage's electrodes fit on
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ def head_map(ch_names, res=64):
     places = next(np.asarray(d) for d in dots if len(d) == len(index))
     return HeadMap(index, np.stack(images, 1), x, y, places, tuple(l.get_xydata() for l in ax.lines if not np.array_equal(l.get_xydata(), places)), edge)
 
-# %% ../../nbs/00_data.ipynb #aab5a47a
+# %% ../../nbs/00_data.ipynb #d1561837
 def as_stores(source):
     "{subject: {split: TrialStore}} of a `TrialStore`, of such a dict, or of a study (`necomimi.study.Study`, `necomimi.mini.MiniStudy`). NecomimiError when there is none."
     if isinstance(source, TrialStore): return {source.subject: {source.split: source}}
@@ -68,7 +68,7 @@ def mean_response(store, rows, repetitions=None):
     eeg = np.mean(store.trials[list(rows), :k], axis=(0, 1), dtype=np.float32)
     return check_eeg(np.asarray(eeg), ch_names=store.ch_names, where=f"mean of pictures {list(rows)[:5]}")
 
-# %% ../../nbs/00_data.ipynb #ba768530
+# %% ../../nbs/00_data.ipynb #3700a312
 @dataclass(frozen=True)
 class TopomapState:
     """What a `TopomapExplorer` shows: concept A (and B, `minus`, if any), `show` one of VIEWS, the first `repetitions` (None: all), the moment `time` in seconds, selected `channels`,
@@ -105,7 +105,7 @@ class TopomapState:
 
 VIEWS, SCALES = ("A", "B", "A − B"), ("all times", "this moment")
 
-# %% ../../nbs/00_data.ipynb #a904cecf
+# %% ../../nbs/00_data.ipynb #0839021e
 def channel_groups(ch_names):
     "{region: indices into `ch_names`}; channels of no region are 'other'."
     groups = {r: [i for i, c in enumerate(ch_names) if c in names] for r, names in REGIONS.items()}
@@ -145,7 +145,7 @@ def topomap_code(store, state, limit, picture=None):
              f"                     title={state.title(store)!r}, picture={str(picture) if picture else None!r})", "fig   # or fig.savefig('topomap.svg')"]
     return "\n".join(lines)
 
-# %% ../../nbs/00_data.ipynb #4ff9fb10
+# %% ../../nbs/00_data.ipynb #28a59b94
 def _curves(eeg, times, index):
     "x and y of one line through all channels of `index`, with a gap after each."
     return np.tile(np.append(times*1e3, np.nan), len(index)), np.pad(eeg[index], ((0, 0), (0, 1)), constant_values=np.nan).ravel()
@@ -185,7 +185,7 @@ class Butterfly:
             for trace in self.figure.data[:-2]: trace.opacity = .25 if channels else 1
     def cursor(self, seconds): self.figure.update_shapes(x0=1e3*seconds, x1=1e3*seconds)
 
-# %% ../../nbs/00_data.ipynb #53a9b7fb
+# %% ../../nbs/00_data.ipynb #610bde47
 class HeadPlot:
     "The head at one moment, with its electrodes. `figure`: the plotly widget; its last trace are the electrodes."
     def __init__(self):
@@ -220,9 +220,10 @@ class HeadPlot:
         on = [c in channels for c in self.names]
         with self.figure.batch_update():
             self.sensors.marker = dict(size=[10 if o else 5 for o in on], color=[CATEGORIES[5] if o else "#333" for o in on], line=dict(width=1, color="white"))
-            self.sensors.text, self.figure.layout.selections = [c if o else "" for c, o in zip(self.names, on)], []
+            self.sensors.text = [c if o else "" for c, o in zip(self.names, on)]
+        self.figure.plotly_relayout(dict(selections=[]))                  # the loop that was drawn
 
-# %% ../../nbs/00_data.ipynb #94522221
+# %% ../../nbs/00_data.ipynb #496bfa92
 def _topomap_controls():
     wide = lambda n, **k: dict(layout=w.Layout(width=f"{n}px", **k), style=dict(description_width="initial"))
     search = dict(continuous_update=False, **wide(200))
@@ -244,10 +245,16 @@ def _row(*children): return w.HBox(children, layout=w.Layout(flex_flow="row wrap
 def _range(control, low, high, step, value):
     with control.hold_trait_notifications(): control.min, control.max, control.step, control.value = low, high, step, value
 
-# %% ../../nbs/00_data.ipynb #fe6f88e7
+# %% ../../nbs/00_data.ipynb #7e49a55d
 class _TopomapOutput(Panel):
-    "What can be taken along from a `TopomapExplorer`: figure, file, code."
+    "What can be taken along from a `TopomapExplorer`: figure, file, code; and a way to set its controls quietly."
     name = "topomap explorer"
+    @contextmanager
+    def silent(self):
+        "Controls set inside do not call their handlers."
+        was, self.quiet = self.quiet, True
+        try: yield
+        finally: self.quiet = was
     def files(self, rows):
         "Paths of the pictures `rows`, or [] where the store names none."
         if self.store.pictures is None or "file" not in self.store.pictures: return []
@@ -276,16 +283,9 @@ class _TopomapOutput(Panel):
         mime = dict(png="image/png", svg="image/svg+xml")[kind]
         self.c.link.value = f'<a download="{escape(name)}" href="data:{mime};base64,{base64.b64encode(out.getvalue()).decode()}">{escape(name)}</a> ({len(out.getvalue())/1e3:.0f} kB)'
 
-# %% ../../nbs/00_data.ipynb #5c9f7cc5
+# %% ../../nbs/00_data.ipynb #f137c366
 class _TopomapActions(_TopomapOutput):
     "What can be done with a `TopomapExplorer`; each of these moves all controls and both plots along."
-    @contextmanager
-    def silent(self):
-        "Controls set inside do not call their handlers."
-        was, self.quiet = self.quiet, True
-        try: yield
-        finally: self.quiet = was
-
     def change(self, **new):
         "Another concept, view, ...: fields of `TopomapState`. NecomimiError, and nothing changed, where that cannot be shown."
         state = replace(self.state, **new); eeg = state.responses(self.store)
@@ -323,7 +323,7 @@ class _TopomapActions(_TopomapOutput):
         if self.c.link.value: self.c.link.value = ""
         if self.c.code.value: self.c.text.value = self.code()
 
-# %% ../../nbs/00_data.ipynb #a3311b52
+# %% ../../nbs/00_data.ipynb #ea8fb67a
 class TopomapExplorer(_TopomapActions):
     """EEG over time and over the head, linked. `source`: a `TrialStore`, {subject: {split: TrialStore}} or a study; `pictures_root`: where the pictures' `file`s lie
     (default: the study's images, or the folder above the store). `state`: the present `TopomapState`; `change(...)`, `move(ms)` and `select(channels)` change it from code; `figure()`,
@@ -360,7 +360,7 @@ class TopomapExplorer(_TopomapActions):
     def _controls_of(self, state):
         with self.silent(): self.c.subject.value = state.subject; self.c.split.options = list(self.stores[state.subject]); self.c.split.value = state.split
 
-# %% ../../nbs/00_data.ipynb #c6d78b4f
+# %% ../../nbs/00_data.ipynb #8419f9c7
 def _listen(self):
     "Connects the controls and both plots of a `TopomapExplorer` with what they do."
     c, dots = self.c, self.map.sensors
@@ -385,5 +385,5 @@ def _listen(self):
     hear(c.time, self.move); hear(c.play, self.move); hear(c.channels, self.select); hear(c.region, region); hear(c.grid, lambda v: self.change(pictures=tuple(self.rows[i] for i in v)), "selected")
     self.on(c.png, lambda _: self.offer("png")); self.on(c.svg, lambda _: self.offer("svg")); self.on(c.hold, lambda _: self.keep()); self.on(c.code, show_code)
     for trace in self.lines.figure.data: trace.on_click(plotted(clicked))
-    dots.on_click(plotted(lambda t, p: self.toggle(electrodes(p)))); dots.on_selection(plotted(lambda t, p: self.select(electrodes(p)))); dots.on_deselect(plotted(lambda t, p: self.select(())))
+    dots.on_click(plotted(lambda t, p: self.toggle(electrodes(p)))); dots.on_selection(plotted(lambda t, p: self.select(electrodes(p)) if p.point_inds else None))   # taking a loop away selects nothing
 TopomapExplorer._listen = _listen

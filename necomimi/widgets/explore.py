@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'OURS', 'TABS', 'EPOCHS', 'cache_folder', 'study_of', 'study_here', 'Desk', 'Tab', 'road', 'ExploreState', 'Explore']
 
-# %% ../../nbs/13_cli.ipynb #6a54256a
+# %% ../../nbs/13_cli.ipynb #7a296311
 import asyncio, json, os, threading
 from dataclasses import dataclass, replace
 from html import escape
@@ -15,7 +15,7 @@ from ..data import NecomimiError
 from ..study import Study
 from .common import Job, Panel, as_html
 
-# %% ../../nbs/13_cli.ipynb #493ef545
+# %% ../../nbs/13_cli.ipynb #f2038202
 SMALL = dict(n_exemplars=2, repetitions=(2, 10), snr=.05)
 OURS = "explore"                                                     # name of the trainings made here
 
@@ -37,7 +37,7 @@ def study_here(study=None):
         except (ValueError, TypeError) as e: raise NecomimiError(f"NECOMIMI_STUDY: expected a folder or the fields of a Study as JSON, found {study[:80]!r} ({e})") from None
     return study if isinstance(study, Study) else study_of(study)
 
-# %% ../../nbs/13_cli.ipynb #896264e3
+# %% ../../nbs/13_cli.ipynb #eb4b7545
 class Desk:
     "The things of one subject of a study, each read once. `encoder`: label of the chosen one in `trained()`."
     def __init__(self, study, subject=1, encoder=""): self.study, self.subject, self.encoder, self._kept = study, subject, encoder, {}
@@ -70,7 +70,7 @@ class Desk:
         return self._once("pictures", split, make=lambda: pictures(self.study, split))
     def files(self, split): return [self.study.images/f for f in self.table(split).file]
 
-# %% ../../nbs/13_cli.ipynb #a5f6a652
+# %% ../../nbs/13_cli.ipynb #484bc07c
 def _topomaps(d):
     from necomimi.widgets.data import TopomapExplorer
     if not d.study.subjects(): raise NecomimiError(f"no EEG in {d.study.stores}. Run: necomimi preprocess --root {d.study.root}" + (" --mini" if d.study.embedded else f" --recipe {d.study.recipe}"))
@@ -100,7 +100,8 @@ def _generation(d):
 
 def _attention(d):
     from necomimi.widgets.nerv import EncoderLens
-    return EncoderLens(d.fit(d.label("nerv")), d.joined().test)
+    first, test = d.label("nerv"), d.joined().test; labels = sorted((k for k, v in d.trained().items() if v[0] == "nerv"), key=lambda k: k != first)
+    return EncoderLens({k: d.fit(k) for k in labels}, _with_files(d, test, "test"), pictures_root=d.study.images)
 
 def _rating(d, n=12):
     from necomimi.study import draw, load_tags
@@ -125,7 +126,7 @@ class Tab:
 TABS = (Tab("Topomaps", _topomaps, "EEG", ()), Tab("Similarity", _similarity, "mlp"), Tab("Training", _training, "all", ("subject",)), Tab("Generation", _generation, "all", ("subject",)),
         Tab("Attention", _attention, "nerv", ("subject",)), Tab("Rating", _rating, "all"), Tab("Runs", _runs, "", ()))
 
-# %% ../../nbs/13_cli.ipynb #611dfd75
+# %% ../../nbs/13_cli.ipynb #a36cc4a7
 EPOCHS = dict(mlp=8, nerv=4)
 
 def road(study, subject=1):
@@ -153,7 +154,7 @@ def _fit_prior(study, subject, encoder):
     from necomimi.study import train_prior
     train_prior(study, subject, encoder, 0, OURS, PriorConfig(epochs=5, min_steps=100), progress=False)
 
-# %% ../../nbs/13_cli.ipynb #0cae8187
+# %% ../../nbs/13_cli.ipynb #0c77450c
 @dataclass
 class ExploreState:
     "The open `tab`, the `subject` and `encoder` looked at, the stages still `left` to be made, what is being done (`now`) and what went wrong (`error`)."
@@ -184,7 +185,7 @@ class Explore(Panel):
         with self.guarded(): self.start(road(self.study, self.state.subject) if make else [])
         self.build_tab()
 
-# %% ../../nbs/13_cli.ipynb #448e9b47
+# %% ../../nbs/13_cli.ipynb #f5f3c858
 def _header(self):
     "Says whose EEG it is, and that it is simulated where it is; offers the subjects and encoders there are."
     s, study, subjects = self.state, self.study, self.study.subjects() or [self.state.subject]
@@ -213,7 +214,7 @@ def _open(self, k): self.state.tab = k; self.header(); self.build_tab()
 
 Explore.header, Explore.look_at, Explore.close, Explore.open = _header, _look_at, _close, _open
 
-# %% ../../nbs/13_cli.ipynb #a6cd7077
+# %% ../../nbs/13_cli.ipynb #8a35c8c7
 def _build_tab(self, anew=False):
     "Builds the open tab if it is not there, or says what it lacks."
     with self._lock:
@@ -232,7 +233,7 @@ def _build_tab(self, anew=False):
 
 Explore.build_tab = _build_tab
 
-# %% ../../nbs/13_cli.ipynb #ca80497d
+# %% ../../nbs/13_cli.ipynb #8bdd76a2
 def _soon(self, do):
     "Runs `do()` in the kernel's own loop, where widgets are built; at once where there is none."
     def run():

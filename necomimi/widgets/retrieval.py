@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Pairs', 'make_pairs', 'SimilarityExplorerState', 'View', 'look', 'ranked', 'counted', 'place_counts', 'in_words', 'arrange', 'blocks', 'planar', 'matrix_figure', 'map_figure', 'place_figure', 'RankedGrid', 'similarity_controls', 'SimilarityExplorer']
 
-# %% ../../nbs/07_retrieval.ipynb #1e55fdda
+# %% ../../nbs/07_retrieval.ipynb #218365a8
 import base64, threading
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from html import escape
 import anywidget, ipywidgets as w, numpy as np, pandas as pd, plotly.graph_objects as go
@@ -14,7 +15,7 @@ from ..data import NecomimiError
 from ..retrieval import _check_truth, _shuffles, _unit, _vectors, kway, n_below
 from .common import CATEGORIES, DIFFERENCE, Job, Panel, PictureGrid
 
-# %% ../../nbs/07_retrieval.ipynb #b95ff4dd
+# %% ../../nbs/07_retrieval.ipynb #3f2c8786
 @dataclass(frozen=True, eq=False)
 class Pairs:
     "Decoded vectors, the pictures they may belong to, and what these are called; made by `make_pairs`."
@@ -33,7 +34,7 @@ class Pairs:
         "Colour of every picture's category; the ninth and later categories share grey."
         return np.array(CATEGORIES + ("#999999",))[np.minimum(np.searchsorted(self.groups, self.categories), len(CATEGORIES))]
 
-# %% ../../nbs/07_retrieval.ipynb #9765abb9
+# %% ../../nbs/07_retrieval.ipynb #ecfa6e49
 def make_pairs(eeg_embeddings, gallery, pictures, concepts=None, categories=None, repetitions=None, truth=None):
     """Checked `Pairs`. `eeg_embeddings` (n, dim); `gallery` (n_gallery, dim) or `Embeddings`; `pictures`, `concepts`, `categories` of length n_gallery;
     `repetitions` (n, n_repetitions, dim) vectors of single presentations; `truth` (n,) gallery rows, default row i. `NecomimiError` on anything that does not fit."""
@@ -58,7 +59,7 @@ def _single(x, n, dim):
     if not np.isfinite(x).all(): raise NecomimiError("repetitions hold NaN or infinite values: find out which trial made them before scoring")
     return x
 
-# %% ../../nbs/07_retrieval.ipynb #a2ff7dbf
+# %% ../../nbs/07_retrieval.ipynb #9d8c735a
 @dataclass
 class SimilarityExplorerState:
     "What is chosen in a `SimilarityExplorer`."
@@ -80,7 +81,7 @@ class SimilarityExplorerState:
         if self.condition == "real" and R and not 0 <= self.repetition < R: raise NecomimiError(f"repetition must lie in 0..{R-1}, found {self.repetition}")
         if not 0 <= self.query < len(pairs.eeg): raise NecomimiError(f"there are {len(pairs.eeg)} trials, found number {self.query}")
 
-# %% ../../nbs/07_retrieval.ipynb #08b4c359
+# %% ../../nbs/07_retrieval.ipynb #7e8edece
 @dataclass(frozen=True, eq=False)
 class View:
     "What one condition gives: `vectors` (n, dim), `truth` (n,), cosines `scores` (n, n_gallery), and how many pictures lie `below` the right one or are `ties` with it."
@@ -101,7 +102,7 @@ def look(pairs, state):
     scores = np.round(vectors @ pairs.gallery.T, 9)
     return View(vectors, truth, scores, *n_below(scores, truth, ties=True))
 
-# %% ../../nbs/07_retrieval.ipynb #ddc97913
+# %% ../../nbs/07_retrieval.ipynb #b1f2f8dd
 def ranked(pairs, view, query, top=None):
     "The gallery in the order of trial `query`, best first: place, picture (gallery row), concept, category, cosine, right. The right picture is kept where it falls behind `top`."
     order = np.argsort(-view.scores[query], kind="stable")
@@ -128,7 +129,7 @@ def in_words(view, mask):
     n, N, share = int(mask.sum()), view.n_gallery, [100*kway(view.below[mask], view.n_gallery, view.n_gallery, t, view.ties[mask]).mean() for t in (1, 5)]
     return f"{n} trial{'s'*(n > 1)}: median place {np.median(view.places[mask]):g} of {N} (chance {(N+1)/2:g}); first {share[0]:.1f} % (chance {100/N:.1f}), among five {share[1]:.1f} % (chance {min(100, 500/N):.1f})"
 
-# %% ../../nbs/07_retrieval.ipynb #3d5e0afa
+# %% ../../nbs/07_retrieval.ipynb #9f5ba1fd
 def arrange(pairs, view, by="category", most=400):
     """Which trials are the rows and which pictures the columns of the matrix, in order. `by`: category, given (as in the gallery) or place (pictures found best first).
     Beyond `most` every k-th is taken."""
@@ -160,11 +161,18 @@ def planar(vectors, gallery, method="PCA", seed=0):
     xy = TSNE(2, init="pca", perplexity=min(30, (len(e)+len(g)-1)/3), random_state=seed).fit_transform(np.r_[e, g].astype("float32"))
     return xy[:len(e)], xy[len(e):]
 
-# %% ../../nbs/07_retrieval.ipynb #faebb9ae
+# %% ../../nbs/07_retrieval.ipynb #dcbc8554
 _BARE = dict(showgrid=False, zeroline=False, showticklabels=False, ticks="")
 def _frame(colour, width): return dict(type="rect", x0=0, x1=0, y0=0, y1=0, line=dict(color=colour, width=width), fillcolor="rgba(0,0,0,0)", visible=False)
+
+class _Figure(go.FigureWidget):
+    "A figure whose state, when a page asks for it, is what is drawn now."
+    def get_state(self, key=None, drop_defaults=False):
+        if key is None and getattr(self, "_layout_obj", None) is not None: self._trait_values.update(_widget_layout=deepcopy(self._layout_obj._props), _widget_data=deepcopy(self._data))
+        return super().get_state(key, drop_defaults)
+
 def _figure(data, title, height, **layout):
-    fig = go.FigureWidget(data=data, layout=dict(title=dict(text=title, font_size=13, x=.02), height=height, autosize=True, margin=dict(l=50, r=10, t=40, b=40), template="simple_white", **layout))
+    fig = _Figure(data=data, layout=dict(title=dict(text=title, font_size=13, x=.02), height=height, autosize=True, margin=dict(l=50, r=10, t=40, b=40), template="simple_white", **layout))
     fig._config = fig._config | dict(responsive=True, displaylogo=False)
     return fig
 
@@ -178,10 +186,10 @@ def map_figure(pairs):
     "Pictures (squares), decoded vectors (dots), the chosen trial joined to its right picture, and a legend of categories."
     key = [go.Scatter(x=[None], y=[None], mode="markers", marker=dict(color=c, size=9), name=n, hoverinfo="skip")
            for n, c in dict(zip(pairs.categories[np.argsort(pairs.categories, kind="stable")], pairs.colours[np.argsort(pairs.categories, kind="stable")])).items()][:len(CATEGORIES)+1]
-    dot = lambda name, symbol, **m: go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=dict(symbol=symbol, **m), hovertemplate="%{text}<extra>"+name+"</extra>")
+    dot = lambda name, symbol, **m: go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=dict(symbol=symbol, **m), unselected=dict(marker_opacity=m.get("opacity", 1)), hovertemplate="%{text}<extra>"+name+"</extra>")
     return _figure([dot("picture", "square", size=8, opacity=.45, color="#777777"), dot("EEG", "circle", size=7, color="#777777", line=dict(width=.5, color="white")),
-                    go.Scatter(x=[None], y=[None], mode="lines+markers", line=dict(color="black", width=2), marker=dict(size=[13, 13], symbol=["circle-open", "square-open"], color="black", line_width=2), name="chosen", hoverinfo="skip", showlegend=False),
-                    go.Scatter(x=[None], y=[None], mode="markers", marker=dict(size=15, symbol="square-open", color="#E69F00", line_width=3), name="compared", hoverinfo="skip", showlegend=False), *key],
+                    go.Scatter(x=[None], y=[None], mode="lines+markers", line=dict(color="black", width=2), marker=dict(size=[13, 13], symbol=["circle-open", "square-open"], color="black", line_width=2), unselected=dict(marker_opacity=1), name="chosen", hoverinfo="skip", showlegend=False),
+                    go.Scatter(x=[None], y=[None], mode="markers", marker=dict(size=15, symbol="square-open", color="#E69F00", line_width=3), unselected=dict(marker_opacity=1), name="compared", hoverinfo="skip", showlegend=False), *key],
                    "Map", 430, xaxis=_BARE, yaxis=_BARE, dragmode="lasso", hovermode="closest", legend=dict(orientation="h", y=-.02, font_size=11))
 
 def place_figure():
@@ -191,7 +199,7 @@ def place_figure():
     return _figure([*bars, chance], "Place of the right picture", 240, barmode="overlay", bargap=0, xaxis=dict(title="place (1 is best)"), yaxis=dict(title="trials", rangemode="tozero"),
                    legend=dict(orientation="h", x=1, xanchor="right", y=1, font_size=10), shapes=[_frame("#D55E00", 2) | dict(y1=1, yref="paper")])
 
-# %% ../../nbs/07_retrieval.ipynb #6fe0dcba
+# %% ../../nbs/07_retrieval.ipynb #029fe32a
 class RankedGrid(PictureGrid):
     "A `PictureGrid` that shows a `ranked` table; the right picture carries a tick and a green frame."
     def thumb(self, i):
@@ -211,7 +219,7 @@ class RankedGrid(PictureGrid):
         self.send(dict(kind="thumbs", version=self.version, indices=order, captions=[c for _, c in made]), buffers=[b for b, _ in made])
         with self.hold_sync(): self.order, self.selected, self.active, self.marks = order, [], 0, {str(i): "#009E73" for i in table.picture[table.right]}
 
-# %% ../../nbs/07_retrieval.ipynb #25a3f822
+# %% ../../nbs/07_retrieval.ipynb #99314fe2
 class _Fit(anywidget.AnyWidget):
     "Tells plotly when a figure's width changes: figures draw themselves before their place on the page has a size."
     _esm = """export default { render({ el }) {
@@ -239,7 +247,7 @@ def similarity_controls(pairs):
         category=_short(w.Dropdown(options=[("all", "all"), *((g, g) for g in pairs.groups.tolist()), ("those chosen on the map", _LASSO)], description="count trials of"), "260px"),
         keep=_short(w.Button(description="keep picture", tooltip="renews the picture that stays in the notebook when the kernel is gone"), "110px"))
 
-# %% ../../nbs/07_retrieval.ipynb #c4a1c592
+# %% ../../nbs/07_retrieval.ipynb #b0edf6fb
 class SimilarityExplorer(Panel):
     """Retrieval to look into: cosines, ranked gallery, map, places. Arguments as for `make_pairs`; `simulated` and `about` are shown in the titles; `top` pictures
     are ranked. Bad input is a message in the panel. In use: `state`, `view`, `choose(query, picture)`, `figure()` (matplotlib)."""
@@ -272,7 +280,7 @@ class SimilarityExplorer(Panel):
         self._connect()
         with self.guarded(): self.refresh()
 
-# %% ../../nbs/07_retrieval.ipynb #c4c17019
+# %% ../../nbs/07_retrieval.ipynb #d7abf16d
 def _connect(self):
     "Controls and clicks to handlers."
     c, s = self.controls, self.state
@@ -295,7 +303,7 @@ def _clicked(self, handler, points, empty=False):
 
 SimilarityExplorer._connect, SimilarityExplorer._clicked = _connect, _clicked
 
-# %% ../../nbs/07_retrieval.ipynb #109bf9ed
+# %% ../../nbs/07_retrieval.ipynb #482b8fa8
 def _choose(self, query=None, picture=None):
     "Looks at trial `query` (default: the present one), compared with gallery row `picture`."
     s = self.state
@@ -336,7 +344,7 @@ def _count(self, category="all", subset=None):
 
 SimilarityExplorer.choose, SimilarityExplorer._find, SimilarityExplorer._step, SimilarityExplorer._in_bin, SimilarityExplorer._category, SimilarityExplorer._count = _choose, _find, _step, _in_bin, _category, _count
 
-# %% ../../nbs/07_retrieval.ipynb #b4f56f3a
+# %% ../../nbs/07_retrieval.ipynb #69942c86
 def _refresh(self):
     "Draws everything for the present condition."
     s, c = self.state, self.controls
@@ -366,14 +374,13 @@ def _draw_places(self):
     self._dim(mask)
 
 def _dim(self, mask):
-    "Dims the dots outside `mask`. Plotly would choose by its lasso again at every redraw, without telling: so the lasso and its own dimming go."
-    every = list(range(len(self.map.data)))
-    self.map._send_relayout_msg({"selections": []}); self.map._send_restyle_msg({"selectedpoints": [None]*len(every)}, trace_indexes=every)
-    self.map.data[1].marker.opacity = np.where(mask, 1, .15)
+    "Colours of the dots, those outside `mask` grey. Plotly's own lasso would choose again at every redraw, without telling: so it goes."
+    self.map._send_relayout_msg({"selections": []})
+    self.map.data[1].marker.color = np.where(mask, self.pairs.colours[self.view.truth], "#d9d9d9")
 
 SimilarityExplorer.refresh, SimilarityExplorer._draw_matrix, SimilarityExplorer._draw_places, SimilarityExplorer._dim = _refresh, _draw_matrix, _draw_places, _dim
 
-# %% ../../nbs/07_retrieval.ipynb #a5a84fa5
+# %% ../../nbs/07_retrieval.ipynb #d349754f
 def _where(self):
     "Which map is wanted: vectors and method."
     s = self.state
@@ -406,13 +413,13 @@ def _place_points(self, choice=True):
     p, v, (e, g) = self.pairs, self.view, self._plane[_where(self)]
     with self.map.batch_update():
         self.map.data[0].update(x=g[:, 0], y=g[:, 1], text=p.concepts, marker_color=p.colours)
-        self.map.data[1].update(x=e[:, 0], y=e[:, 1], text=p.concepts[v.truth], marker_color=p.colours[v.truth])
+        self.map.data[1].update(x=e[:, 0], y=e[:, 1], text=p.concepts[v.truth])
         self.map.layout.title.text = " · ".join(filter(None, [f"Map by {self.state.map}", self.about])) + "<br><sub>drag around dots to count only these</sub>"
     if choice: self._draw_choice(False)
 
 SimilarityExplorer._draw_map, SimilarityExplorer._later, SimilarityExplorer._remember, SimilarityExplorer._place_points = _draw_map, _later, _remember, _place_points
 
-# %% ../../nbs/07_retrieval.ipynb #367fd94c
+# %% ../../nbs/07_retrieval.ipynb #15c6dd74
 def _draw_choice(self, rank=True):
     "Frames, lines and (with `rank`) the gallery of the chosen trial."
     s, v, p = self.state, self.view, self.pairs; truth = v.truth[s.query]
@@ -432,7 +439,7 @@ def _tell(self):
     s, v, p = self.state, self.view, self.pairs; truth = v.truth[s.query]; best = v.scores[s.query].argmax()
     (picture, caption), what = self.grid.thumb(int(truth)), "paired with" if s.condition == "shuffled" else "seen"
     lost = caption.startswith("cannot be read")
-    self.seen.value = (f'<figure style="margin:4px;line-height:1.3"><img alt="{escape(p.concepts[truth])}" style="width:130px" src="data:image/webp;base64,{base64.b64encode(picture).decode()}">'
+    self.seen.value = (f'<figure style="margin:4px;line-height:1.3;overflow-wrap:anywhere"><img alt="{escape(p.concepts[truth])}" style="width:130px" src="data:image/webp;base64,{base64.b64encode(picture).decode()}">'
                        f"<figcaption>{what}: <b>{escape(p.concepts[truth])}</b><br>{escape(p.categories[truth])}<br>place {v.places[s.query]:g} of {v.n_gallery}</figcaption></figure>")
     compared = "" if s.picture is None else f"; cosine with {p.concepts[s.picture]} {v.scores[s.query, s.picture]:.3f}"
     self.say(f"the picture of {p.concepts[truth]} {caption}" if lost else f"Trial {s.query}, {what} {p.concepts[truth]}: cosine {v.scores[s.query, truth]:.3f}, place {v.places[s.query]:g} of {v.n_gallery}; "
@@ -440,7 +447,7 @@ def _tell(self):
 
 SimilarityExplorer._draw_choice, SimilarityExplorer._tell = _draw_choice, _tell
 
-# %% ../../nbs/07_retrieval.ipynb #391fefe3
+# %% ../../nbs/07_retrieval.ipynb #6d04241f
 def _drawn(self):
     "Matplotlib figure of the present state."
     from matplotlib import colormaps

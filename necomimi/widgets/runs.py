@@ -5,25 +5,25 @@
 # %% auto #0
 __all__ = ['LEFT_OUT', 'PARTS', 'MOST', 'COLUMNS', 'Entry', 'find_runs', 'RunBrowserState', 'overview', 'compare', 'RunTable', 'Page', 'page_of', 'RunBrowser']
 
-# %% ../../nbs/12_runs.ipynb #d41f4b3f
-import html, json, re
-from dataclasses import dataclass, field, replace
+# %% ../../nbs/12_runs.ipynb #7135ca4f
+import base64, html, json, re
+from dataclasses import dataclass, field
 from pathlib import Path
 import anywidget, numpy as np, pandas as pd, traitlets
 import ipywidgets as w
 import plotly.graph_objects as go
 from ..data import NecomimiError
 from ..runs import _alive, _numbers, read_json
-from .common import CATEGORIES, Panel, as_html
+from .common import CATEGORIES, Panel, as_html, thumbnail
 
-# %% ../../nbs/12_runs.ipynb #df953391
+# %% ../../nbs/12_runs.ipynb #20116633
 @dataclass(frozen=True)
 class Entry:
     """One run folder as far as it can be read. `state`: done, running, failed, cut off (its process ended without a word), unfinished (a training without result: going on
     or cut off) or unreadable; `figures` {name: {value, low, high, chance}}; `curves` {name: (epochs, values)}; `simulated` None where nothing says so."""
     folder: Path
     name: str
-    kind: str                      # notebook | training
+    kind: str                      # notebook | training | pictures (what the studio saved)
     state: str
     note: str = ""
     started: str = ""
@@ -42,7 +42,7 @@ def _dict_in(path, notes):
     if isinstance(d, dict): return d
     notes.append(f"{path.name} is damaged"); return {}
 
-# %% ../../nbs/12_runs.ipynb #71d7c124
+# %% ../../nbs/12_runs.ipynb #b02ac05f
 def _header(path):
     "JSON header of a safetensors file of ours; {} where it cannot be read."
     from safetensors import safe_open
@@ -75,7 +75,7 @@ def _trained(folder, notes):
     seconds = pd.to_numeric(table["seconds"], errors="coerce").sum() if "seconds" in table else None
     return state, config, info.get("simulated"), seconds, _curves(table.drop(columns="seconds", errors="ignore")) | _curves(prior, "prior ")
 
-# %% ../../nbs/12_runs.ipynb #cb5d5f1f
+# %% ../../nbs/12_runs.ipynb #0c33fa89
 def _retrieval_figures(table):
     "retrieval.json's table as figures in %."
     rows = [r for r in table if isinstance(r, dict) and {"k", "top", "accuracy"} <= set(r)] if isinstance(table, list) else []
@@ -93,8 +93,9 @@ def _read_notebook_run(folder, name):
     if state == "running" and not _lives(status): state = "cut off"; notes.insert(0, f"its process is gone; it was at stage {status.get('stage', '0')}")
     if status.get("error"): notes.insert(0, str(status["error"]))
     _, _, simulated, _, curves = _trained(folder, [])
-    if state == "done" and not (folder/"report.html").is_file(): notes.append("no report.html")
-    return Entry(folder, name, "notebook", state, "; ".join(notes), str(status.get("started", ""))[:16].replace("T", " "), status.get("seconds"),
+    kind = "pictures" if status.get("name") == "GenerationStudio" else "notebook"
+    if state == "done" and kind == "notebook" and not (folder/"report.html").is_file(): notes.append("no report.html")
+    return Entry(folder, name, kind, state, "; ".join(notes), str(status.get("started") or status.get("saved") or "")[:16].replace("T", " "), status.get("seconds"),
                  simulated, config.get("parameters") or {}, _headline_figures(metrics), curves)
 
 def _lives(status):
@@ -109,7 +110,7 @@ def _read_training(folder, name):
         if isinstance(r, dict) and "total" in r: figures[f"CAT {c} (of {r.get('of')})"] = dict(value=r["total"])
     return Entry(folder, name, "training", state, "; ".join(notes), "", seconds, simulated, config, figures, curves)
 
-# %% ../../nbs/12_runs.ipynb #94eb67d1
+# %% ../../nbs/12_runs.ipynb #45084cb5
 LEFT_OUT = {"stores", "embeddings", "image_set", "Raw_data", "Preprocessed_data_100Hz", "node_modules", "__pycache__"}
 PARTS = ("fit.json", "history.csv", "checkpoint.safetensors", "encoder.safetensors")
 
@@ -129,7 +130,7 @@ def find_runs(folder, depth=9):
             for p in inside: look(p, left - 1)
     look(root, depth); return found
 
-# %% ../../nbs/12_runs.ipynb #e9ea1b92
+# %% ../../nbs/12_runs.ipynb #53adf31e
 MOST = len(CATEGORIES)
 def _last(entry, curve):
     v = [x for x in entry.curves.get(curve, ((), ()))[1] if np.isfinite(x)]
@@ -166,7 +167,7 @@ class RunBrowserState:
         names = dict.fromkeys(f for e in self.picked() or self.entries for f in e.figures)
         return sorted(names, key=lambda n: -int(m[1]) if (m := re.match(r"retrieval, (\d+)-way top-1 ", n)) else 0)
 
-# %% ../../nbs/12_runs.ipynb #d1fc0eef
+# %% ../../nbs/12_runs.ipynb #133d72f5
 COLUMNS = ("run", "state", "note", "encoder", "epochs", "loss", "val top-1", "top-1 %", "EEG", "seconds", "started", "kind")
 def overview(entries):
     "One row a run."
@@ -189,7 +190,7 @@ def compare(entries):
     rows = head | figures | settings
     return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(list(rows), names=("about", "what")), [e.name for e in entries])
 
-# %% ../../nbs/12_runs.ipynb #90ce025c
+# %% ../../nbs/12_runs.ipynb #c9702171
 _TABLE_JS = r"""
 function render({ model, el }) {
   const box = document.createElement("div"), table = document.createElement("table"), head = table.createTHead(), body = table.createTBody(), get = k => model.get(k);
@@ -232,7 +233,7 @@ _TABLE_CSS = """
 .necomimi-runs tr:is([data-state="failed"], [data-state="cut off"], [data-state="unreadable"]) td:nth-child(3) {color: #a4262c; font-weight: 600}
 """
 
-# %% ../../nbs/12_runs.ipynb #db339f60
+# %% ../../nbs/12_runs.ipynb #1d9f6f67
 class RunTable(anywidget.AnyWidget):
     "A table whose rows can be ticked (`selected`, ids in order), sorted by any column and opened (`on_open(fn)` calls `fn(id)`). `rows`: dicts of id, state, cells."
     _esm, _css = _TABLE_JS, _TABLE_CSS
@@ -259,7 +260,11 @@ class Page(anywidget.AnyWidget):
     """
     html, title = traitlets.Unicode("").tag(sync=True), traitlets.Unicode("report").tag(sync=True)
 
-# %% ../../nbs/12_runs.ipynb #a57c2716
+# %% ../../nbs/12_runs.ipynb #a9fa1266
+def _thumb(path):
+    try: return thumbnail(path, 192)
+    except Exception: return b""
+
 def page_of(entry):
     "HTML of a run: its report, or else what is known of it."
     if entry.report: return entry.report.read_text(encoding="utf-8", errors="replace")
@@ -267,6 +272,8 @@ def page_of(entry):
     rows = [("state", entry.state), ("note", entry.note), ("EEG", {True: "simulated", False: "recorded"}.get(entry.simulated, "")), *[(n, _shown(f)) for n, f in entry.figures.items()], *entry.settings.items()]
     table = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows if v not in ("", None))
     said = f"<h3>End of run.log</h3><pre>{html.escape(log.read_text(encoding='utf-8', errors='replace')[-4000:])}</pre>" if log.is_file() else ""
+    files = [p for p in sorted(entry.folder.glob("**/*.png")) if entry.kind == "pictures"][:60]
+    said += "".join(f'<figure style="display:inline-block;margin:4px"><img alt="" width="96" src="data:image/webp;base64,{base64.b64encode(_thumb(p)).decode()}"><figcaption>{html.escape(p.relative_to(entry.folder).as_posix())}</figcaption></figure>' for p in files)
     return f"<meta charset='utf-8'><style>body{{font:14px sans-serif}} th{{text-align:left;padding-right:1em;vertical-align:top}}</style><h2>{html.escape(entry.name)}</h2><table>{table}</table>{said}"
 
 def _responsive(traces, **layout):
@@ -280,7 +287,7 @@ def _figures():
     chance = go.Scatter(x=[], y=[], mode="markers", marker=dict(symbol="line-ew-open", color="#555", size=26, line=dict(width=2)), name="chance", showlegend=True, visible=False)
     return _responsive(curves, xaxis=dict(title="epoch"), yaxis=dict(title="")), _responsive([points, chance], xaxis=dict(type="category"), yaxis=dict(title="", rangemode="tozero"))
 
-# %% ../../nbs/12_runs.ipynb #d9146a07
+# %% ../../nbs/12_runs.ipynb #9f0a8506
 class RunBrowser(Panel):
     """Runs and trainings below `folder`: table, comparison of the ticked ones (up to eight), their curves over each other, their reports. `chosen`: names ticked at the beginning.
     Raises `NecomimiError` where `folder` is none."""
@@ -309,7 +316,7 @@ class RunBrowser(Panel):
             if v is not None: setattr(self.state, name, v); self.draw()
         return run
 
-# %% ../../nbs/12_runs.ipynb #19118227
+# %% ../../nbs/12_runs.ipynb #57764832
 def _cell(v): return None if v is None or isinstance(v, float) and not np.isfinite(v) else v.item() if hasattr(v, "item") else v
 
 def _list(self):
@@ -347,7 +354,7 @@ def _open_run(self, name):
 
 RunBrowser.list, RunBrowser.refresh, RunBrowser.go_to, RunBrowser.choose, RunBrowser._open = _list, _refresh, _go_to, _choose, _open_run
 
-# %% ../../nbs/12_runs.ipynb #bdb126de
+# %% ../../nbs/12_runs.ipynb #1d142503
 def _options(control, options, value):
     "New options for a dropdown without a detour through other values; returns what is chosen then."
     value = value if value in options else options[0] if options else None
@@ -382,7 +389,7 @@ def _beside(self, picked):
     self.beside.value = f"<div style='overflow-x:auto'>{t.reset_index().to_html(border=0, index=False, justify='left')}</div>"
 RunBrowser.draw, RunBrowser._table = _draw, _beside
 
-# %% ../../nbs/12_runs.ipynb #c8a68165
+# %% ../../nbs/12_runs.ipynb #9cf46844
 def _static(self):
     "HTML: the first runs as a table, the curves of the chosen ones as a picture."
     import matplotlib.pyplot as plt
