@@ -7,6 +7,7 @@ from PIL import Image
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]"); pytest.importorskip("plotly")
 from necomimi.data import NecomimiError
 from necomimi.retrieval import retrieve
+from necomimi.widgets.common import CATEGORIES
 from necomimi.widgets.retrieval import RankedGrid, SimilarityExplorer, SimilarityExplorerState as State, View, arrange, counted, in_words, look, make_pairs, place_counts, planar, ranked
 
 N, DIM, R = 24, 16, 3
@@ -181,6 +182,12 @@ def sheet(lab):
         s.pairs = make_pairs(d["single"].mean(1), d["gallery"], d["pictures"], d["concepts"], d["categories"], d["single"]); s.view = look(s.pairs, State("averaged"))
         s.rows, s.cols = arrange(s.pairs, s.view, "category"); yield s
 
+def smaller(path):
+    "The screenshot with 256 colours, those of the categories among them."
+    image, palette = Image.open(path).convert("RGB"), Image.new("P", (1, 1))
+    palette.putpalette(image.quantize(248).getpalette()[:3*248] + [int(c[k:k+2], 16) for c in CATEGORIES for k in (1, 3, 5)])
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+
 def said(sheet, text): sheet.page.wait_for_selector(f".necomimi-panel [role=status]:has-text('{text}')")
 def first(sheet, i): sheet.page.wait_for_function("i => { const c = document.querySelector('.necomimi-cell[style*=\"left: 2px; top: 2px\"]'); return c && +c.dataset.index === i && c.querySelector('img').src }", arg=int(i))
 
@@ -193,7 +200,7 @@ def test_click_on_a_cell_ranks_the_gallery(sheet):
     assert p.locator(f'.necomimi-cell[data-index="{best}"] span').inner_text() == f"1: {v.scores[query, best]:.2f} {sheet.concepts[best]}"
     assert p.locator(f'.necomimi-cell[data-index="{query}"] span').inner_text().startswith(f"✓ {v.places[query]:g}: ")
     frame = p.evaluate("() => { const s = document.querySelectorAll('.js-plotly-plot')[0]._fullLayout.shapes[0]; return [s.y0, s.y1, s.visible] }"); assert frame == [row-.5, row+.5, True]
-    p.mouse.move(5, 5); kept = sheet.shot("SimilarityExplorer"); Image.open(kept).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(kept, optimize=True)
+    p.mouse.move(5, 5); smaller(sheet.shot("SimilarityExplorer"))
 
 def test_click_on_the_map_chooses_the_trial_and_the_line_follows(sheet):
     p = sheet.page; e, g = planar(sheet.view.vectors, sheet.pairs.gallery); everything = np.r_[e, g]
