@@ -53,10 +53,14 @@ class Sheet:
         p = self.page
         p.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
         p.wait_for_function("['idle'].includes(document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status)", timeout=120_000)
+        for _ in range(240):                                  # the page is connected to a kernel that waits
+            if any(x["kernel"]["execution_state"] == "idle" and x["kernel"]["connections"] for x in self.lab.api("sessions")): break
+            time.sleep(.25)
+        p.wait_for_timeout(1500)
         for _ in range(6):                                    # a kernel that says idle before it listens loses the first order
             p.click("text=Run >> nth=0"); p.click('li[data-command="runmenu:run-all"]')
             with contextlib.suppress(Exception):
-                p.wait_for_function("() => [...document.querySelectorAll('.jp-InputPrompt')].some(c => /[*0-9]/.test(c.innerText))", timeout=8000); break
+                p.wait_for_function("() => [...document.querySelectorAll('.jp-InputPrompt')].some(c => /[*0-9]/.test(c.innerText))", timeout=25_000); break
         p.wait_for_function("""() => document.body.innerText.includes('NOTEBOOK DONE 2')
             || [...document.querySelectorAll('.jp-OutputArea-output')].some(o => o.innerText.includes('Traceback (most recent call last)'))""", timeout=1000*timeout)
         if "Traceback (most recent call last)" in (text := p.inner_text(".jp-Notebook")): pytest.fail(text[-3000:])

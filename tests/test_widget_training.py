@@ -142,7 +142,7 @@ import sys, time, pathlib
 sys.path.insert(0, TESTS)
 import torch
 from test_widget_training import CONFIG, Slow, monitor, plain, problem, replace, same
-folder = pathlib.Path("kept"); cut = pathlib.Path("cut"); cut.mkdir(); (cut/"checkpoint.safetensors").write_bytes(b"7"*50)
+folder = pathlib.Path("kept"); cut = pathlib.Path("cut"); cut.mkdir(exist_ok=True); (cut/"checkpoint.safetensors").write_bytes(b"7"*50)
 config, data = replace(CONFIG, epochs=80, batch_size=64), problem(n_concepts=80, noise=8)
 watched = monitor(config, data, wait=.04, folder=folder)
 """
