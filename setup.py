@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 here = Path(__file__).parent
 c = ConfigParser(delimiters=["="]); c.read(here/"settings.ini", encoding="utf-8"); c = c["DEFAULT"]
 status = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
-extras = {k: c[f"{k}_requirements"].split() for k in ("mini", "generation", "widgets", "batch", "lab", "dev")}
+extras = {k: c[f"{k}_requirements"].split() for k in ("mini", "generation", "widgets", "batch", "cluster", "lab", "dev")}
 extras["all"] = sorted({r for k, v in extras.items() if k != "dev" for r in v})
 
 class BuildWithNotebooks(build_py):

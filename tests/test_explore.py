@@ -169,7 +169,7 @@ def test_app_comes_up_on_an_empty_cache_and_asks_for_the_token(browser, tmp_path
     with served(tmp_path, NECOMIMI_CACHE=str(tmp_path/"cache")) as url:
         answer = urllib.request.urlopen(url.split("?")[0]); assert "necomimi" not in answer.read().decode() and "login" in answer.url, "without the token there is only a login page"
         p = browser.new_page(viewport=dict(width=800, height=1000)); p.goto(url, wait_until="domcontentloaded", timeout=180_000)
-        p.wait_for_selector("text=simulating EEG", timeout=180_000); p.wait_for_selector(".js-plotly-plot .main-svg", timeout=240_000); assert "Simulated EEG" in p.inner_text("[role=note]")
+        p.wait_for_selector(".necomimi-waits:visible, .js-plotly-plot .main-svg", timeout=180_000); p.wait_for_selector(".js-plotly-plot .main-svg", timeout=240_000); assert "Simulated EEG" in p.inner_text("[role=note]")
         assert (tmp_path/"cache"/"stores"/"mini"/"sub-01"/"test.json").is_file(); p.screenshot(path=str(tmp_path/"narrow.png")); p.close()
 
 def test_the_dashboard_in_jupyterlab(lab, small):
