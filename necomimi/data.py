@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'REGIONS', 'OCCIPITO_PARIETAL', 'NecomimiError', 'writing', 'make_info', 'order_channels', 'check_eeg',
            'TrialStore', 'create_store', 'safe_load', 'PublishedArray', 'read_published', 'convert_published',
-           'picture_table', 'concept_split', 'from_mne']
+           'picture_table', 'picture_paths', 'concept_split', 'from_mne']
 
 # %% ../nbs/00_data.ipynb #68078715
 import hashlib, json, math, mmap, os, pickle, re, shutil, warnings
@@ -431,6 +431,18 @@ def picture_table(source, split):
         folders, files = [[str(x) for x in d[k]] for k in keys]
     if len(folders) != len(files) or not len(files): raise NecomimiError(f"{source}: {len(folders)} concepts beside {len(files)} files for '{split}'; expected as many of each, and at least one.")
     return pd.DataFrame(dict(concept=[f.split("_", 1)[-1] for f in folders], folder=folders, file=[f"{split}_images/{a}/{b}" for a, b in zip(folders, files)]))
+
+# %% ../nbs/00_data.ipynb #2f68da9c
+def picture_paths(store, root=None, rows=None):
+    """Paths of the pictures `rows` (default all) of a `TrialStore`, in that order; [] where it names none. `root`: the directory that holds training_images/ and
+    test_images/ (default: the one above the store). Of the places where a picture may lie, the one where it does; nothing is raised for a missing file."""
+    table = store.pictures if store.pictures is None or rows is None else store.pictures.iloc[list(rows)]
+    if table is None or "file" not in table: return []
+    root = Path(store.folder.parent if root is None else root); home = root/f"{store.split}_images"; split = home.is_dir()
+    def place(file, folder):
+        here, below, deep = root/file, home/file, home/folder/file
+        return next((p for p in (here, below, deep) if p.is_file()), below if split and Path(file).parts[0] != home.name else here)
+    return [place(str(f), str(d)) for f, d in zip(table.file, table.folder if "folder" in table else [""]*len(table))]
 
 # %% ../nbs/00_data.ipynb #bf581283
 def concept_split(concepts, n_val=None, fraction=0.1, seed=0):

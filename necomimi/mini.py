@@ -7,8 +7,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
-from .data import CHANNELS, NecomimiError, TrialStore, create_store
+from .data import CHANNELS, NecomimiError, TrialStore, create_store, writing
 
 # %% auto #0
 __all__ = ['BACKGROUNDS', 'CATEGORIES', 'LEFT_OUT', 'QUADRANTS', 'FEATURES', 'SITES', 'EVOKED', 'N_COMPONENTS', 'ONSET',
@@ -332,14 +330,9 @@ def write_pictures(root: Path, split: str, pictures: pd.DataFrame, pixels: np.nd
     "PNG files `<root>/<training|test>_images/00001_concept/concept_01.png`; a folder that already holds exactly these names is kept."
     final = Path(root)/SPLITS[split]
     if final.is_dir() and {p.relative_to(final).as_posix() for p in final.glob("*/*.png")} == set(pictures.file): return
-    part = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with writing(final, "pictures") as part:
         for folder in {f.split("/")[0] for f in pictures.file}: (part/folder).mkdir(parents=True)
         for file, x in zip(pictures.file, pixels): Image.fromarray(x).save(part/file, compress_level=1)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-    finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/02_mini.ipynb #35de4f1f
 def write_trials(trials, drives: np.ndarray, patterns: np.ndarray, noise: Noise, key: tuple, progress=None):
@@ -410,8 +403,7 @@ def _write_subject(study, subject, plan, drives, tables, key, progress):
     meta = dict(simulated=True, recipe=study.recipe, key=key, subject=subject, arguments=asdict(study) | dict(root=None, subjects=None), traits=asdict(traits),
                 head_radius_m=float(head_model()[1]["layers"][-1]["rad"]), drives=list(plan.drive.unique()), sites=SITES,
                 stores={s: TrialStore.open(folder, s).hash for s in SPLITS}, plan=plan.round(6).to_dict("list"))
-    part = folder/".truth.json.partial"
-    part.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8"); os.replace(part, folder/"truth.json")
+    with writing(folder/"truth.json", "ground truth") as part: part.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 def write_mini(root, subjects=(1,), *, sfreq: float = 100., n_exemplars: int = 10, repetitions: tuple = (4, 20), snr: float = SNR, seed: int = 0,
                embeddings: dict | None = None, progress: bool = True) -> MiniStudy:

@@ -9,7 +9,6 @@ __all__ = ['position_code', 'AttendAndNorm', 'padded_linear', 'keep_mask', 'Feed
 
 # %% ../nbs/04_nerv.ipynb #f3439155
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .data import NecomimiError
+from .data import NecomimiError, writing
 
 # %% ../nbs/04_nerv.ipynb #2b2f25a5
 def position_code(n_positions: int, dim: int) -> torch.Tensor:
@@ -197,8 +196,7 @@ class NERV(nn.Module, PyTorchModelHubMixin, library_name="necomimi", license="ap
     def _save_pretrained(self, save_directory: Path):
         "Weights first under another name: a save that is cut off leaves the old file whole."
         from safetensors.torch import save_model
-        part = Path(save_directory) / "model.safetensors.part"
-        save_model(self, str(part)); os.replace(part, part.with_suffix(""))
+        with writing(Path(save_directory)/"model.safetensors", "weights") as part: save_model(self, str(part))
 
 # %% ../nbs/04_nerv.ipynb #fa4fba25
 _REFERENCE = {f"attention_model.transformer_encoder.layers.0.{theirs}": f"time_attention.{ours}" for theirs, ours in {

@@ -32,7 +32,7 @@ def source(cell): return "".join(cell["source"])
 
 def test_settings_and_setup_agree(settings, setup):
     declared = {k.removesuffix("_requirements"): v.split() for k, v in settings.items() if k.endswith("_requirements")}
-    assert set(declared) == {"mini", "generation", "widgets", "batch", "lab", "dev"}
+    assert set(declared) == {"mini", "generation", "widgets", "batch", "cluster", "lab", "dev"}
     assert {k: v for k, v in setup["extras_require"].items() if k != "all"} == declared
     assert set(setup["extras_require"]["all"]) == {r for k, v in declared.items() if k != "dev" for r in v}
     assert setup["install_requires"] == settings["requirements"].split() and setup["license"] == "Apache-2.0"

@@ -1,10 +1,11 @@
-"Runs: parameters, run folders, failures, report. The notebook is a toy; what `pipeline` does is tested where its rooms are."
+"Runs: parameters, run folders, failures, limits, threads, report. The notebook is a toy; what `pipeline` does is tested where its rooms are."
 import json, os, re, signal, subprocess, sys, time
 import numpy as np
 import pytest
 from necomimi import runs
 from necomimi.data import NecomimiError
-from necomimi.runs import Run, cast, check_parameters, headline, notebook_path, parameters_of, read_json, report, run_notebook, set_status, write_json
+from necomimi.runs import (Record, Run, cast, check_parameters, content_hash, explain_notebook, headline, notebook_hash, notebook_path, parameters_of, read_json, record_data, report, rerun_parameters,
+                           run_notebook, set_status, write_json)
 
 pytest.importorskip("papermill", reason="needs necomimi[batch]")
 PARAMETERS = "epochs: int = 3  # passes over the data\nrate = 0.1  # type: float step size\nout: str = 'somewhere'  # folder\nlimit: Optional[int] = None  # none or a number"
@@ -59,6 +60,7 @@ def test_failing_cell_is_one_sentence_and_the_earlier_run_stays(good, tmp_path):
     with pytest.raises(NecomimiError, match=r"stage 'Train', cell In \[4\] `raise KeyError\('nerv'\)` raised KeyError: 'nerv'") as e: run_notebook(nb, out, progress=None, threads=1)
     failed = Run.open(out)
     assert "\n" not in str(e.value) and failed.state == "failed" and "KeyError" in failed.error and failed.notebook.exists()
+    assert failed.kind == "error"
     assert "KeyError" in report(failed).read_text(encoding="utf-8")
     set_status(out, state="done"); (out/"keep").touch()                          # as if it had finished: the next failure must not touch it
     with pytest.raises(NecomimiError, match="untouched"): run_notebook(nb, out, progress=None, threads=1)
@@ -78,7 +80,7 @@ def test_killed_run_is_not_done_and_starts_again(tmp_path):
     assert Run.open(tmp_path/"run").state == "running"
     with pytest.raises(NecomimiError, match="a run is going on"): run_notebook(nb, tmp_path/"run")
     p.send_signal(signal.SIGKILL); p.wait(300)
-    assert Run.open(tmp_path/"run").state == "failed" and "killed" in Run.open(tmp_path/"run").error
+    assert Run.open(tmp_path/"run").state == "failed" and "killed" in Run.open(tmp_path/"run").error and Run.open(tmp_path/"run").kind == "lost"
     assert run_notebook(nb, tmp_path/"run", dict(epochs=0), progress=None, threads=1, html=False).state == "done"
 
 def test_dead_kernel_is_named(tmp_path):
@@ -138,3 +140,110 @@ def test_headline_reads_as_a_table():
     rows = [dict(name="top-1", value=.4123456, low=.36, high=.47, chance=.005), dict(name="points", value=1000)]
     assert headline(dict(headline=rows)).splitlines() == ["top-1   0.4123  [0.36, 0.47]  chance 0.005", "points   1,000"]
     assert headline(dict(a=dict(b=1.5), ok=True)) == "a.b  1.5" and headline({}) == ""
+
+# --- limits, kernels that must not stay behind, threads
+
+WAIT = "import os, pathlib, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\npathlib.Path('pids').write_text(f'{os.getpid()} {child.pid}')\n"
+
+def gone(pids, seconds=2.):
+    "Whether these processes end within that time."
+    import psutil
+    def dead(p):
+        try: return psutil.Process(p).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess: return True
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not all(map(dead, pids)): time.sleep(.05)
+    return all(map(dead, pids))
+
+def pids(folder, seconds=120):
+    "The process ids the notebook wrote, once it has."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not (folder/"pids").exists(): time.sleep(.05)
+    time.sleep(.1); return [int(p) for p in (folder/"pids").read_text().split()]
+
+def test_time_limit_ends_the_run_and_its_children(tmp_path):
+    nb = notebook(tmp_path/"toy.ipynb", text("## Wait"), cell(WAIT + "time.sleep(600)"), cell(END))
+    with pytest.raises(NecomimiError, match=r"over its time limit of 9 s\. What"): run_notebook(nb, tmp_path/"run", progress=None, threads=1, time_limit=9)
+    run = Run.open(tmp_path/"run"); assert (run.state, run.kind) == ("failed", "limit") and run.notebook.exists()
+    assert gone(pids(run.folder, 0)) if (run.folder/"pids").exists() else True          # on a busy machine the kernel may not have come so far
+
+def test_memory_limit_counts_the_whole_tree(tmp_path):
+    nb = notebook(tmp_path/"toy.ipynb", text("## Eat"), cell(WAIT + "eater = subprocess.Popen([sys.executable, '-c', 'x = bytearray(700*2**20); import time; time.sleep(600)'])\neater.wait()"), cell(END))
+    with pytest.raises(NecomimiError, match=r"over its memory limit of 0\.488 GiB \(reached \d\.\d+ GiB\)"): run_notebook(nb, tmp_path/"run", progress=None, threads=1, memory_limit=500*2**20)
+    assert Run.open(tmp_path/"run").kind == "limit" and gone(pids(tmp_path/"run"))
+
+@pytest.mark.parametrize("limit", [dict(time_limit=0), dict(time_limit="60"), dict(memory_limit=-1), dict(memory_limit=True), dict(time_limit=float("nan"))])
+def test_limits_must_be_positive_numbers(tmp_path, limit):
+    with pytest.raises(NecomimiError, match="must be a positive number"): run_notebook(notebook(tmp_path/"toy.ipynb", cell(END)), tmp_path/"run", **limit)
+    assert not (tmp_path/"run").exists()
+
+def start(tmp_path, source, **popen):
+    "A process that runs a waiting notebook; returns it and the kernel's pid once the cell runs."
+    nb = notebook(tmp_path/"toy.ipynb", text("## Wait"), cell(source), cell(END))
+    p = subprocess.Popen([sys.executable, "-c", f"from necomimi.runs import run_notebook; run_notebook({str(nb)!r}, {str(tmp_path/'run')!r}, progress=None, threads=1)"], stderr=subprocess.PIPE, text=True, **popen)
+    return p, pids(tmp_path/"run")
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
+def test_kernel_dies_with_a_killed_parent_even_in_a_call_that_lets_no_thread_run(tmp_path):
+    p, (kernel,) = start(tmp_path, "import ctypes, os, pathlib\npathlib.Path('pids').write_text(str(os.getpid()))\nctypes.PyDLL(None).sleep(600)")
+    p.send_signal(signal.SIGKILL); p.wait(30)
+    assert gone([kernel], 2.) and Run.open(tmp_path/"run").kind == "lost"
+
+def test_interrupt_ends_the_kernel_and_is_said(tmp_path):
+    p, both = start(tmp_path, WAIT + "time.sleep(600)", start_new_session=True)
+    p.send_signal(signal.SIGINT); assert p.wait(60) != 0 and "KeyboardInterrupt" in p.stderr.read()
+    run = Run.open(tmp_path/"run"); assert (run.state, run.kind, run.error) == ("failed", "interrupted", "stage 'Wait', interrupted") and gone(both)
+
+def test_threads_of_one_process_run_side_by_side(tmp_path, capfd):
+    "As Dask's workers do; each kernel has its own folder, environment and parameters, and nothing is left of it."
+    from concurrent.futures import ThreadPoolExecutor
+    nb = notebook(tmp_path/"toy.ipynb", text("## End"), cell("import os, time; time.sleep(.3); print(os.environ['WHO'])"), cell(END)); before = set(os.listdir("/proc/self/fd"))
+    def go(k): return run_notebook(nb, tmp_path/f"run{k}", dict(epochs=k), progress=None, threads=1, html=False, env=dict(WHO=f"number {k}"), about=dict(id=f"id-{k}", needs=[]))
+    with ThreadPoolExecutor(3) as pool: done = list(pool.map(go, range(1, 4)))
+    assert [r.metrics["loss"] for r in done] == [.1, .1**2, .1**3] and [r.config["id"] for r in done] == ["id-1", "id-2", "id-3"] and all(r.state == "done" for r in done)
+    assert [(r.folder/"run.log").read_text().strip() for r in done] == ["number 1", "number 2", "number 3"]
+    assert capfd.readouterr().out == "" and os.getcwd() == os.path.abspath(".") and len(set(os.listdir("/proc/self/fd")) - before) < 6
+
+def test_a_run_this_process_knows_nothing_of_is_lost(tmp_path):
+    import socket
+    set_status(tmp_path, name="toy", state="running", pid=os.getpid(), host=socket.gethostname()); assert Run.open(tmp_path).kind == "lost"
+    set_status(tmp_path, pid=os.getppid(), born=1.0); assert Run.open(tmp_path).kind == "lost", "another process has that number now"
+    set_status(tmp_path, born=runs._born(os.getppid())); assert Run.open(tmp_path).state == "running"
+
+def test_full_disk_at_the_end_is_still_said(tmp_path, monkeypatch):
+    nb = notebook(tmp_path/"toy.ipynb", cell(END)); write = runs.write_json
+    def full(*a): monkeypatch.setattr(runs, "write_json", refuse); raise OSError(28, "No space left on device")
+    def refuse(path, *a): raise NecomimiError(f"cannot write {path}: No space left on device")
+    monkeypatch.setattr(runs, "_execute", full)
+    with pytest.raises(NecomimiError, match="run of toy failed: OSError.*No space left"): run_notebook(nb, tmp_path/"run", progress=None)
+    monkeypatch.setattr(runs, "write_json", write); assert Run.open(tmp_path/"run").state == "failed" and "No space" in Run.open(tmp_path/"run").error
+
+# --- what is kept of a run
+
+def test_hashes_the_notebook_leaves_come_into_the_config(tmp_path):
+    leave = "from necomimi.runs import Record\nr = Record(out); r.data(eeg='ab'); r.data(weights='cd'); r.line('loss', .5, note='toy'); r.lap('all'); r.save(dict(seed=1), more=[1])"
+    run = run_notebook(notebook(tmp_path/"toy.ipynb", text("## End"), cell(leave)), tmp_path/"run", progress=None, threads=1, html=False)
+    assert run.config["data"] == dict(eeg="ab", weights="cd") and not (run.folder/"data.json").exists() and run.config["threads"] == 1
+    assert run.metrics == dict(headline=[dict(name="loss", value=.5, low=None, high=None, chance=None, note="toy")], protocol=dict(seed=1), more=[1]) and set(read_json(run.folder/"timing.json")) == {"seconds", "total"}
+    name, parameters = rerun_parameters(run.folder); assert parameters == dict(epochs=3, rate=.1, limit=None) and notebook_path(name) == tmp_path/"toy.ipynb"
+    notebook(tmp_path/"toy.ipynb", text("## End"), cell("another"))
+    with pytest.raises(NecomimiError, match="toy.ipynb is not the notebook that was run"): rerun_parameters(run.config)
+    assert rerun_parameters(run.config, force=True)[1] == parameters
+    with pytest.raises(NecomimiError, match="lacks notebook_sha256"): rerun_parameters(dict(notebook="toy", parameters={}))
+
+def test_notebook_hash_is_of_the_cells_alone(tmp_path):
+    a, b = notebook(tmp_path/"a.ipynb", cell("1 + 1")), notebook(tmp_path/"b.ipynb", cell("1 + 1")); d = read_json(b)
+    d["cells"][-1] |= dict(outputs=[dict(output_type="stream", name="stdout", text="2")], execution_count=7, source=["1 + ", "1"]); write_json(b, d)
+    assert notebook_hash(a) == notebook_hash(b) != notebook_hash(notebook(tmp_path/"c.ipynb", cell("1 + 2")))
+
+def test_content_hash_sees_tensors_not_remarks(tmp_path):
+    from safetensors.numpy import save_file
+    def made(name, x, **meta): save_file(dict(w=x), tmp_path/name, metadata=meta); return content_hash(tmp_path/name)
+    assert made("a.safetensors", np.eye(2), seconds="1") == made("b.safetensors", np.eye(2), seconds="2") != made("c.safetensors", np.ones((2, 2)), seconds="1")
+    assert made("d.safetensors", np.eye(2).reshape(4)) != content_hash(tmp_path/"a.safetensors"), "the shape counts"
+    record_data(tmp_path, a="1"); record_data(tmp_path, b="2"); assert read_json(tmp_path/"data.json") == dict(a="1", b="2")
+
+def test_explain_notebook_reads_as_a_list(tmp_path):
+    said = explain_notebook(notebook(tmp_path/"toy.ipynb")); lines = said.splitlines()
+    assert lines[0] == "toy: Toy" and str(tmp_path) in lines[1] and re.search(r"^  epochs +int +3 +passes over the data$", said, re.M) and re.search(r"^  limit +Optional\[int\] +null +none or a number$", said, re.M)
+    assert "(no parameters)" in explain_notebook(notebook(tmp_path/"bare.ipynb", parameters=""))

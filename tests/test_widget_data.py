@@ -188,6 +188,13 @@ def test_a_loop_drawn_on_the_head_selects_the_electrodes_in_it(sheet):
     sheet.page.locator(".widget-dropdown:has(label:has-text('region')) select").select_option("occipital"); sheet.page.wait_for_function(f"{MAP}.data.at(-1).text.filter(t => t).length === 8 && !({MAP}._fullLayout.selections || []).length")
     sheet.page.wait_for_timeout(1000); assert sheet.page.evaluate(f"{MAP}.data.at(-1).text.filter(t => t)") == list(REGIONS["occipital"]), "taking the loop away leaves the choice"
 
+def test_double_click_on_the_head_clears_the_selection(sheet):
+    assert sheet.page.evaluate(f"{MAP}.data.at(-1).text.filter(t => t).length") > 0
+    (at,) = on_page(sheet, MAP, [(-.09, .095)]); sheet.page.mouse.move(*at); sheet.page.wait_for_timeout(300); sheet.page.mouse.dblclick(*at)
+    sheet.page.wait_for_function(f"!{MAP}.data.at(-1).text.some(t => t) && {LINES}.data.at(-2).y.length === 0", timeout=20_000); assert sheet.python("print(e.state.channels)") == "()"
+    assert sheet.page.locator(".widget-dropdown:has(label:has-text('region')) select").input_value() == "none"
+    sheet.page.locator(".widget-dropdown:has(label:has-text('region')) select").select_option("occipital"); sheet.page.wait_for_function(f"{MAP}.data.at(-1).text.filter(t => t).length === 8")
+
 def test_difference_of_two_concepts_and_the_pictures(sheet):
     store = TrialStore.open(sheet.lab.root/"eeg"/"sub-01", "training"); before = drawn(sheet); type_into(sheet, "A: concept", "cat"); before = changed(sheet, before); type_into(sheet, "B: minus", "dog")
     np.testing.assert_allclose(changed(sheet, before), truth(sheet, plain(store, "cat") - plain(store, "dog"), 100), atol=1e-4)

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['SMALL', 'OURS', 'TABS', 'EPOCHS', 'cache_folder', 'study_of', 'study_here', 'Desk', 'Tab', 'road', 'ExploreState', 'Explore']
 
-# %% ../../nbs/13_cli.ipynb #7a296311
-import asyncio, json, os, threading
+# %% ../../nbs/13_cli.ipynb #b220c53e
+import asyncio, json, os
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 import ipywidgets as w
 from ..data import NecomimiError
 from ..study import Study
-from .common import Job, Panel, as_html
+from .common import Job, Panel
 
-# %% ../../nbs/13_cli.ipynb #f2038202
+# %% ../../nbs/13_cli.ipynb #582c74c0
 SMALL = dict(n_exemplars=2, repetitions=(2, 10), snr=.05)
 OURS = "explore"                                                     # name of the trainings made here
 
@@ -37,7 +37,7 @@ def study_here(study=None):
         except (ValueError, TypeError) as e: raise NecomimiError(f"NECOMIMI_STUDY: expected a folder or the fields of a Study as JSON, found {study[:80]!r} ({e})") from None
     return study if isinstance(study, Study) else study_of(study)
 
-# %% ../../nbs/13_cli.ipynb #eb4b7545
+# %% ../../nbs/13_cli.ipynb #48773fd5
 class Desk:
     "The things of one subject of a study, each read once. `encoder`: label of the chosen one in `trained()`."
     def __init__(self, study, subject=1, encoder=""): self.study, self.subject, self.encoder, self._kept = study, subject, encoder, {}
@@ -70,17 +70,11 @@ class Desk:
         return self._once("pictures", split, make=lambda: pictures(self.study, split))
     def files(self, split): return [self.study.images/f for f in self.table(split).file]
 
-# %% ../../nbs/13_cli.ipynb #484bc07c
+# %% ../../nbs/13_cli.ipynb #c3302636
 def _topomaps(d):
     from necomimi.widgets.data import TopomapExplorer
     if not d.study.subjects(): raise NecomimiError(f"no EEG in {d.study.stores}. Run: necomimi preprocess --root {d.study.root}" + (" --mini" if d.study.embedded else f" --recipe {d.study.recipe}"))
-    return TopomapExplorer({n: {split: _with_files(d, d.study.store(n, split), split) for split in ("training", "test")} for n in d.study.subjects()}, pictures_root=d.study.images)
-
-def _with_files(d, store, split):
-    "`store` with the pictures' files below `study.images`, where the pictures are there."
-    try: files = d.table(split).file.to_numpy()
-    except NecomimiError: return store
-    return replace(store, pictures=store.pictures.assign(file=files)) if store.pictures is not None and len(files) == len(store) else store
+    return TopomapExplorer(d.study)
 
 def _similarity(d):
     from necomimi.widgets.retrieval import SimilarityExplorer
@@ -101,7 +95,7 @@ def _generation(d):
 def _attention(d):
     from necomimi.widgets.nerv import EncoderLens
     first, test = d.label("nerv"), d.joined().test; labels = sorted((k for k, v in d.trained().items() if v[0] == "nerv"), key=lambda k: k != first)
-    return EncoderLens({k: d.fit(k) for k in labels}, _with_files(d, test, "test"), pictures_root=d.study.images)
+    return EncoderLens({k: d.fit(k) for k in labels}, test, pictures_root=d.study.images)
 
 def _rating(d, n=12):
     from necomimi.study import draw, load_tags
@@ -126,7 +120,7 @@ class Tab:
 TABS = (Tab("Topomaps", _topomaps, "EEG", ()), Tab("Similarity", _similarity, "mlp"), Tab("Training", _training, "all", ("subject",)), Tab("Generation", _generation, "all", ("subject",)),
         Tab("Attention", _attention, "nerv", ("subject",)), Tab("Rating", _rating, "all"), Tab("Runs", _runs, "", ()))
 
-# %% ../../nbs/13_cli.ipynb #a36cc4a7
+# %% ../../nbs/13_cli.ipynb #6e1e3358
 EPOCHS = dict(mlp=8, nerv=4)
 
 def road(study, subject=1):
@@ -154,7 +148,7 @@ def _fit_prior(study, subject, encoder):
     from necomimi.study import train_prior
     train_prior(study, subject, encoder, 0, OURS, PriorConfig(epochs=5, min_steps=100), progress=False)
 
-# %% ../../nbs/13_cli.ipynb #0c77450c
+# %% ../../nbs/13_cli.ipynb #042882ff
 @dataclass
 class ExploreState:
     "The open `tab`, the `subject` and `encoder` looked at, the stages still `left` to be made, what is being done (`now`) and what went wrong (`error`)."
@@ -172,7 +166,7 @@ class Explore(Panel):
     name = "explore"
     def __init__(self, study=None, make=True):
         self.study = study_here(study); self.state = ExploreState(subject=next(iter(self.study.subjects()), 1)); self.desk = Desk(self.study, self.state.subject)
-        self.panels, self.job, self._lock = {}, None, threading.RLock()
+        self.panels, self.job = {}, None
         try: self._loop = asyncio.get_running_loop()
         except RuntimeError: self._loop = None
         short = w.Layout(width="240px"); self.subject = w.Dropdown(description="subject", tooltip="Whose EEG", layout=w.Layout(width="170px"))
@@ -185,7 +179,7 @@ class Explore(Panel):
         with self.guarded(): self.start(road(self.study, self.state.subject) if make else [])
         self.build_tab()
 
-# %% ../../nbs/13_cli.ipynb #f5f3c858
+# %% ../../nbs/13_cli.ipynb #17f6c583
 def _header(self):
     "Says whose EEG it is, and that it is simulated where it is; offers the subjects and encoders there are."
     s, study, subjects = self.state, self.study, self.study.subjects() or [self.state.subject]
@@ -214,10 +208,10 @@ def _open(self, k): self.state.tab = k; self.header(); self.build_tab()
 
 Explore.header, Explore.look_at, Explore.close, Explore.open = _header, _look_at, _close, _open
 
-# %% ../../nbs/13_cli.ipynb #8a35c8c7
+# %% ../../nbs/13_cli.ipynb #bf3e0331
 def _build_tab(self, anew=False):
     "Builds the open tab if it is not there, or says what it lacks."
-    with self._lock:
+    with self.turn:
         k, s = self.state.tab, self.state; tab = TABS[k]
         if anew: self.close(k)
         if k in self.panels: return
@@ -228,12 +222,12 @@ def _build_tab(self, anew=False):
             except NecomimiError as e: text = str(e)
             except ImportError as e: text = f"{tab.title} needs {e.name or e}, which is not installed: pip install 'necomimi[all]'"
             except Exception as e: text = f"{tab.title} could not be built: unexpected {type(e).__name__}: {e}"
-            else: self.panels[k] = panel; self.boxes[k].children = [panel.root]; return self.keep()
+            else: panel.settle(); self.panels[k] = panel; self.boxes[k].children = [panel.root]; return self.keep()
         note = w.HTML(); note.value = f'<p role="status" class="necomimi-waits">{escape(text)}</p>'; self.boxes[k].children = [note]
 
 Explore.build_tab = _build_tab
 
-# %% ../../nbs/13_cli.ipynb #8bdd76a2
+# %% ../../nbs/13_cli.ipynb #51815cd4
 def _soon(self, do):
     "Runs `do()` in the kernel's own loop, where widgets are built; at once where there is none."
     def run():
@@ -266,5 +260,5 @@ Explore._soon, Explore.start, Explore.again, Explore.finish = _soon, _start, _ag
 def _static(self):
     "The banner and the picture of the open tab."
     panel = self.panels.get(self.state.tab)
-    return f"{self.banner.value}<h4>{TABS[self.state.tab].title}</h4>" + (as_html(panel.static(), panel.name) if panel else f"<p>{escape(self.state.now or 'nothing to show yet')}</p>")
+    return f"{self.banner.value}<h4>{TABS[self.state.tab].title}</h4>" + (panel.still() if panel else f"<p>{escape(self.state.now or 'nothing to show yet')}</p>")
 Explore.static = _static

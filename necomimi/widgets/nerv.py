@@ -7,15 +7,15 @@ __all__ = ['STAGES', 'MAPS', 'LINES', 'attention_blocks', 'look_inside', 'token_
 
 # %% ../../nbs/04_nerv.ipynb #6d23abbd
 from dataclasses import dataclass, replace
-import difflib
+import base64, difflib
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 import ipywidgets as w, numpy as np, plotly.graph_objects as go, torch
-from ..data import NecomimiError, TrialStore
+from ..data import NecomimiError, TrialStore, picture_paths
 from ..nerv import NERV
-from .common import CATEGORIES, MAGNITUDE, Panel, PictureGrid
-from .data import Fit, HeadPlot, concept_names, head_map, mean_response
+from .common import CATEGORIES, MAGNITUDE, Fit, Panel, PictureGrid, figure, thumbnail
+from .data import HeadPlot, concept_names, head_map, mean_response
 
 # %% ../../nbs/04_nerv.ipynb #70fae953
 STAGES = ("time points", "temporal branch", "spatial branch", "fusion")
@@ -169,16 +169,12 @@ def _time_plot():
     "GFP, attention, influence and a filter's output over time, one below the other, with a band for the token that looks."
     line = lambda name, axis, color, **kw: go.Scatter(x=[], y=[], name=name, mode="lines", yaxis=axis, line=dict(color=color, width=1.6), hovertemplate="%{y:.3g} at %{x:.0f} ms", **kw)
     axes = {f"yaxis{k or ''}": dict(domain=d, title=t, rangemode="tozero" if k < 3 else "normal") for k, d, t in ((0, (.80, 1), "GFP"), (2, (.41, .76), "× even attention"), (3, (.22, .38), "influence"), (4, (0, .19), "filter"))}
-    return _plot([line("EEG: global field power", "y", "#000000", showlegend=False), *(line(n, "y2", c) for n, c in LINES.items()), line("influence on the output", "y3", CATEGORIES[5], showlegend=False),
+    return figure([line("EEG: global field power", "y", "#000000", showlegend=False), *(line(n, "y2", c) for n, c in LINES.items()), line("influence on the output", "y3", CATEGORIES[5], showlegend=False),
                   line("output of the chosen filter", "y4", CATEGORIES[0], showlegend=False)], height=520, hovermode="x", legend=dict(orientation="h", y=1.02, yanchor="bottom"),
                  xaxis=dict(title="time from picture onset (ms)", anchor="y4"), shapes=[dict(type="rect", x0=0, x1=0, y0=0, y1=1, yref="paper", fillcolor=CATEGORIES[1], opacity=.25, line_width=0, visible=False)], **axes)
 
-def _plot(traces, **layout):
-    fig = go.FigureWidget(data=traces, layout=dict(template="plotly_white", margin=dict(l=8, r=8, t=36, b=8), font_size=11, **layout))
-    fig._config = fig._config | dict(responsive=True, displayModeBar=False); return fig
-
 def _matrix_plot():
-    return _plot([go.Heatmap(z=[[0]], colorscale=MAGNITUDE, zmin=0, colorbar=dict(thickness=10, len=.8), hovertemplate="token %{y} looks at %{x}: %{z:.3f}<extra></extra>")], height=420, dragmode=False,
+    return figure([go.Heatmap(z=[[0]], colorscale=MAGNITUDE, zmin=0, colorbar=dict(thickness=10, len=.8), hovertemplate="token %{y} looks at %{x}: %{z:.3f}<extra></extra>")], height=420, dragmode=False,
                  xaxis=dict(title="looked at", fixedrange=True), yaxis=dict(title="who looks (click a row)", autorange="reversed", fixedrange=True),
                  shapes=[dict(type="rect", xref="paper", x0=0, x1=1, y0=0, y1=0, line=dict(color=CATEGORIES[1], width=2), visible=False)])
 
@@ -244,10 +240,8 @@ class _LensControls(_LensPlots):
             c.shown.value = self._thumbnail()
         finally: self.quiet = False
     def _thumbnail(self):
-        import base64
-        from necomimi.widgets.common import thumbnail
-        if self.store.pictures is None or "file" not in self.store.pictures: return ""
-        file = Path(self.pictures_root or self.store.folder.parent)/str(self.store.pictures.file.iloc[self.state.row]); alt = escape(concept_names(self.store)[self.state.row], quote=True)
+        if not (found := picture_paths(self.store, self.pictures_root, [self.state.row])): return ""
+        file, alt = found[0], escape(concept_names(self.store)[self.state.row], quote=True)
         try: return f'<img alt="{alt}" height="64" src="data:image/webp;base64,{base64.b64encode(thumbnail(file, 128)).decode()}">'
         except NecomimiError: return f'<span class="necomimi-missing">no picture file {escape(file.name)}</span>'
 

@@ -6,14 +6,13 @@
 __all__ = ['Pairs', 'make_pairs', 'SimilarityExplorerState', 'View', 'look', 'ranked', 'counted', 'place_counts', 'in_words', 'arrange', 'blocks', 'planar', 'matrix_figure', 'map_figure', 'place_figure', 'RankedGrid', 'similarity_controls', 'SimilarityExplorer']
 
 # %% ../../nbs/07_retrieval.ipynb #218365a8
-import base64, threading
-from copy import deepcopy
+import base64
 from dataclasses import dataclass, replace
 from html import escape
-import anywidget, ipywidgets as w, numpy as np, pandas as pd, plotly.graph_objects as go
+import ipywidgets as w, numpy as np, pandas as pd, plotly.graph_objects as go
 from ..data import NecomimiError
 from ..retrieval import _check_truth, _shuffles, _unit, _vectors, kway, n_below
-from .common import CATEGORIES, DIFFERENCE, Job, Panel, PictureGrid
+from .common import CATEGORIES, DIFFERENCE, Fit, Job, Panel, PictureGrid, figure
 
 # %% ../../nbs/07_retrieval.ipynb #3f2c8786
 @dataclass(frozen=True, eq=False)
@@ -165,16 +164,8 @@ def planar(vectors, gallery, method="PCA", seed=0):
 _BARE = dict(showgrid=False, zeroline=False, showticklabels=False, ticks="")
 def _frame(colour, width): return dict(type="rect", x0=0, x1=0, y0=0, y1=0, line=dict(color=colour, width=width), fillcolor="rgba(0,0,0,0)", visible=False)
 
-class _Figure(go.FigureWidget):
-    "A figure whose state, when a page asks for it, is what is drawn now."
-    def get_state(self, key=None, drop_defaults=False):
-        if key is None and getattr(self, "_layout_obj", None) is not None: self._trait_values.update(_widget_layout=deepcopy(self._layout_obj._props), _widget_data=deepcopy(self._data))
-        return super().get_state(key, drop_defaults)
-
 def _figure(data, title, height, **layout):
-    fig = _Figure(data=data, layout=dict(title=dict(text=title, font_size=13, x=.02), height=height, autosize=True, margin=dict(l=50, r=10, t=40, b=40), template="simple_white", **layout))
-    fig._config = fig._config | dict(responsive=True, displaylogo=False)
-    return fig
+    return figure(data, bar=True, title=dict(text=title, font_size=13, x=.02), height=height, margin=dict(l=50, r=10, t=40, b=40), template="simple_white", font_size=12, **layout)
 
 def matrix_figure(limit):
     "Heatmap of cosines on a scale of ± `limit`, with frames for the trial, its right picture and the picture compared."
@@ -220,12 +211,6 @@ class RankedGrid(PictureGrid):
         with self.hold_sync(): self.order, self.selected, self.active, self.marks = order, [], 0, {str(i): "#009E73" for i in table.picture[table.right]}
 
 # %% ../../nbs/07_retrieval.ipynb #99314fe2
-class _Fit(anywidget.AnyWidget):
-    "Tells plotly when a figure's width changes: figures draw themselves before their place on the page has a size."
-    _esm = """export default { render({ el }) {
-      const watch = new ResizeObserver(() => window.dispatchEvent(new Event("resize"))), see = e => watch.observe(e.detail.element);
-      watch.observe(el); document.addEventListener("plotlywidget-after-render", see);
-      return () => { watch.disconnect(); document.removeEventListener("plotlywidget-after-render", see); } } }"""
 def _wide(fig, basis): return w.VBox([fig], layout=w.Layout(flex=f"1 1 {basis}px", min_width="300px", overflow="hidden"))
 def _row(*children): return w.Box(children, layout=w.Layout(display="flex", flex_flow="row wrap", align_items="center", width="100%"))
 def _short(control, width): control.layout.width, control.style.description_width = width, "initial"; return control
@@ -270,11 +255,11 @@ class SimilarityExplorer(Panel):
         with self.guarded(): self.pairs = make()
         if self.pairs is None: return
         c = self.controls = similarity_controls(self.pairs); self.state = SimilarityExplorerState(c["condition"].value)
-        self._lock, self._job, self._plane = threading.RLock(), None, {}
+        self._job, self._plane = None, {}
         self.grid = RankedGrid(self.pairs.pictures, self.pairs.concepts, size=96, height=360, label="gallery, best first", multiple=False); self.seen = w.HTML()
         self.matrix, self.map, self.places = matrix_figure(float(np.abs(self.pairs.eeg @ self.pairs.gallery.T).max())), map_figure(self.pairs), place_figure()
         gallery = w.VBox([w.HTML("<b>Gallery in the order of this trial</b>"), self.grid], layout=w.Layout(flex="3 1 400px", min_width="300px"))
-        self.build(_Fit(), _row(*(c[k] for k in ("condition", "repetition", "seed"))), _row(*(c[k] for k in ("concept", "previous", "next", "order", "map", "category", "keep"))),
+        self.build(Fit(), _row(*(c[k] for k in ("condition", "repetition", "seed"))), _row(*(c[k] for k in ("concept", "previous", "next", "order", "map", "category", "keep"))),
                    _row(_wide(self.matrix, 420), _wide(self.map, 420)), _row(w.Box([self.seen], layout=w.Layout(width="150px")), gallery, _wide(self.places, 330)))
         self.root.children = [*self.root.children[:3], self.message, *self.root.children[3:-1]]; self.root.children[-1].layout.align_items = "flex-start"
         self._connect()
@@ -348,7 +333,7 @@ SimilarityExplorer.choose, SimilarityExplorer._find, SimilarityExplorer._step, S
 def _refresh(self):
     "Draws everything for the present condition."
     s, c = self.state, self.controls
-    with self._lock:
+    with self.turn:
         self.view = look(self.pairs, s)
         c["repetition"].layout.display = "" if s.condition == "real" and self.pairs.single is not None else "none"; c["seed"].layout.display = "" if s.condition == "shuffled" else "none"
         self._draw_matrix(choice=False); self._draw_map(choice=False); self._draw_places(); self._draw_choice()
@@ -402,7 +387,7 @@ def _later(self, key, vectors):
     self.say("t-SNE is being computed; the map follows")
     if self._job is not None and self._job.running: return
     def done(found, error):
-        with self.guarded(), self._lock:
+        with self.guarded():
             self._job = None
             if error: raise error
             self._remember(key, found); self._draw_map()
@@ -476,12 +461,7 @@ def _static_gallery(self, part):
     h.legend(fontsize=7, frameon=False); h.set(xlabel="place of the right picture", ylabel="trials"); h.set_title(f"median {np.median(v.places):g} of {v.n_gallery}", fontsize=8)
 
 def _static(self):
-    "HTML of `figure()` in 256 colours, or of the message when there is nothing to show."
-    from io import BytesIO
-    from PIL import Image
-    if self.pairs is None: return f"<p>{self.name}: {self.message.value}</p>".replace(' role="alert"', "")
-    full, small = BytesIO(), BytesIO(); self.figure().savefig(full, format="png", dpi=90)
-    Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-    return f'<img alt="{self.name}" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}">'
+    "`figure()`, or the message when there is nothing to show."
+    return f"<p>{self.name}: {self.message.value}</p>".replace(' role="alert"', "") if self.pairs is None else self.figure()
 
 SimilarityExplorer.figure, SimilarityExplorer.static = _drawn, _static

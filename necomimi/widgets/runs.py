@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEFT_OUT', 'PARTS', 'MOST', 'COLUMNS', 'Entry', 'find_runs', 'RunBrowserState', 'overview', 'compare', 'RunTable', 'Page', 'page_of', 'RunBrowser']
 
-# %% ../../nbs/12_runs.ipynb #7135ca4f
+# %% ../../nbs/12_runs.ipynb #3f5a3e74
 import base64, html, json, re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,10 @@ import ipywidgets as w
 import plotly.graph_objects as go
 from ..data import NecomimiError
 from ..runs import _alive, _numbers, read_json
+from ..study import retrieval_percent
 from .common import CATEGORIES, Panel, as_html, thumbnail
 
-# %% ../../nbs/12_runs.ipynb #20116633
+# %% ../../nbs/12_runs.ipynb #9608b0d2
 @dataclass(frozen=True)
 class Entry:
     """One run folder as far as it can be read. `state`: done, running, failed, cut off (its process ended without a word), unfinished (a training without result: going on
@@ -42,7 +43,7 @@ def _dict_in(path, notes):
     if isinstance(d, dict): return d
     notes.append(f"{path.name} is damaged"); return {}
 
-# %% ../../nbs/12_runs.ipynb #b02ac05f
+# %% ../../nbs/12_runs.ipynb #9eda7ea7
 def _header(path):
     "JSON header of a safetensors file of ours; {} where it cannot be read."
     from safetensors import safe_open
@@ -75,12 +76,11 @@ def _trained(folder, notes):
     seconds = pd.to_numeric(table["seconds"], errors="coerce").sum() if "seconds" in table else None
     return state, config, info.get("simulated"), seconds, _curves(table.drop(columns="seconds", errors="ignore")) | _curves(prior, "prior ")
 
-# %% ../../nbs/12_runs.ipynb #0c33fa89
+# %% ../../nbs/12_runs.ipynb #804120cf
 def _retrieval_figures(table):
     "retrieval.json's table as figures in %."
-    rows = [r for r in table if isinstance(r, dict) and {"k", "top", "accuracy"} <= set(r)] if isinstance(table, list) else []
-    pc = lambda r, key: None if r.get(key) is None else round(100*r[key], 2)
-    return {f"retrieval, {r['k']}-way top-{r['top']} (%)": dict(value=pc(r, "accuracy"), low=pc(r, "low"), high=pc(r, "high"), chance=pc(r, "chance")) for r in rows}
+    two = lambda v: None if v is None else round(v, 2)
+    return {f"retrieval, {r['k']}-way top-{r['top']} (%)": {c: two(r[c]) for c in ("value", "low", "high", "chance")} for r in retrieval_percent(table)}
 
 def _headline_figures(metrics):
     rows = metrics.get("headline") or list(_numbers({k: v for k, v in metrics.items() if k != "timing"}))
@@ -110,7 +110,7 @@ def _read_training(folder, name):
         if isinstance(r, dict) and "total" in r: figures[f"CAT {c} (of {r.get('of')})"] = dict(value=r["total"])
     return Entry(folder, name, "training", state, "; ".join(notes), "", seconds, simulated, config, figures, curves)
 
-# %% ../../nbs/12_runs.ipynb #45084cb5
+# %% ../../nbs/12_runs.ipynb #84dba011
 LEFT_OUT = {"stores", "embeddings", "image_set", "Raw_data", "Preprocessed_data_100Hz", "node_modules", "__pycache__"}
 PARTS = ("fit.json", "history.csv", "checkpoint.safetensors", "encoder.safetensors")
 
@@ -130,7 +130,7 @@ def find_runs(folder, depth=9):
             for p in inside: look(p, left - 1)
     look(root, depth); return found
 
-# %% ../../nbs/12_runs.ipynb #53adf31e
+# %% ../../nbs/12_runs.ipynb #fc4809d6
 MOST = len(CATEGORIES)
 def _last(entry, curve):
     v = [x for x in entry.curves.get(curve, ((), ()))[1] if np.isfinite(x)]
@@ -167,7 +167,7 @@ class RunBrowserState:
         names = dict.fromkeys(f for e in self.picked() or self.entries for f in e.figures)
         return sorted(names, key=lambda n: -int(m[1]) if (m := re.match(r"retrieval, (\d+)-way top-1 ", n)) else 0)
 
-# %% ../../nbs/12_runs.ipynb #133d72f5
+# %% ../../nbs/12_runs.ipynb #1140b68d
 COLUMNS = ("run", "state", "note", "encoder", "epochs", "loss", "val top-1", "top-1 %", "EEG", "seconds", "started", "kind")
 def overview(entries):
     "One row a run."
@@ -190,7 +190,7 @@ def compare(entries):
     rows = head | figures | settings
     return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(list(rows), names=("about", "what")), [e.name for e in entries])
 
-# %% ../../nbs/12_runs.ipynb #c9702171
+# %% ../../nbs/12_runs.ipynb #b5f85ecf
 _TABLE_JS = r"""
 function render({ model, el }) {
   const box = document.createElement("div"), table = document.createElement("table"), head = table.createTHead(), body = table.createTBody(), get = k => model.get(k);
@@ -233,7 +233,7 @@ _TABLE_CSS = """
 .necomimi-runs tr:is([data-state="failed"], [data-state="cut off"], [data-state="unreadable"]) td:nth-child(3) {color: #a4262c; font-weight: 600}
 """
 
-# %% ../../nbs/12_runs.ipynb #1d9f6f67
+# %% ../../nbs/12_runs.ipynb #3230e8c0
 class RunTable(anywidget.AnyWidget):
     "A table whose rows can be ticked (`selected`, ids in order), sorted by any column and opened (`on_open(fn)` calls `fn(id)`). `rows`: dicts of id, state, cells."
     _esm, _css = _TABLE_JS, _TABLE_CSS
@@ -260,7 +260,7 @@ class Page(anywidget.AnyWidget):
     """
     html, title = traitlets.Unicode("").tag(sync=True), traitlets.Unicode("report").tag(sync=True)
 
-# %% ../../nbs/12_runs.ipynb #a9fa1266
+# %% ../../nbs/12_runs.ipynb #2145c5aa
 def _thumb(path):
     try: return thumbnail(path, 192)
     except Exception: return b""
@@ -287,7 +287,7 @@ def _figures():
     chance = go.Scatter(x=[], y=[], mode="markers", marker=dict(symbol="line-ew-open", color="#555", size=26, line=dict(width=2)), name="chance", showlegend=True, visible=False)
     return _responsive(curves, xaxis=dict(title="epoch"), yaxis=dict(title="")), _responsive([points, chance], xaxis=dict(type="category"), yaxis=dict(title="", rangemode="tozero"))
 
-# %% ../../nbs/12_runs.ipynb #9f0a8506
+# %% ../../nbs/12_runs.ipynb #437ef8c5
 class RunBrowser(Panel):
     """Runs and trainings below `folder`: table, comparison of the ticked ones (up to eight), their curves over each other, their reports. `chosen`: names ticked at the beginning.
     Raises `NecomimiError` where `folder` is none."""
@@ -316,7 +316,7 @@ class RunBrowser(Panel):
             if v is not None: setattr(self.state, name, v); self.draw()
         return run
 
-# %% ../../nbs/12_runs.ipynb #57764832
+# %% ../../nbs/12_runs.ipynb #f5dee0fd
 def _cell(v): return None if v is None or isinstance(v, float) and not np.isfinite(v) else v.item() if hasattr(v, "item") else v
 
 def _list(self):
@@ -354,7 +354,7 @@ def _open_run(self, name):
 
 RunBrowser.list, RunBrowser.refresh, RunBrowser.go_to, RunBrowser.choose, RunBrowser._open = _list, _refresh, _go_to, _choose, _open_run
 
-# %% ../../nbs/12_runs.ipynb #1d142503
+# %% ../../nbs/12_runs.ipynb #527df87d
 def _options(control, options, value):
     "New options for a dropdown without a detour through other values; returns what is chosen then."
     value = value if value in options else options[0] if options else None
@@ -389,7 +389,7 @@ def _beside(self, picked):
     self.beside.value = f"<div style='overflow-x:auto'>{t.reset_index().to_html(border=0, index=False, justify='left')}</div>"
 RunBrowser.draw, RunBrowser._table = _draw, _beside
 
-# %% ../../nbs/12_runs.ipynb #9cf46844
+# %% ../../nbs/12_runs.ipynb #6d05d6c6
 def _static(self):
     "HTML: the first runs as a table, the curves of the chosen ones as a picture."
     import matplotlib.pyplot as plt

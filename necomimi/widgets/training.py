@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['TrainingMonitorState', 'training_curves', 'training_readout', 'TrainingMonitor']
 
-# %% ../../nbs/06_training.ipynb #f519ca12
-import copy, math, threading, time
+# %% ../../nbs/06_training.ipynb #1752c07b
+import copy, math, time
 from collections import deque
 from dataclasses import dataclass, field, replace
-import anywidget, pandas as pd, torch
+import pandas as pd, torch
 import ipywidgets as w
 import plotly.graph_objects as go
 from ..data import NecomimiError
 from ..encoders import ENCODERS
 from ..training import TrainConfig, _curve, fit
-from .common import CATEGORIES, Job, Panel, Stopped
+from .common import CATEGORIES, Fit, Job, Panel, Stopped, figure
 
-# %% ../../nbs/06_training.ipynb #06657002
+# %% ../../nbs/06_training.ipynb #afdc915d
 @dataclass
 class TrainingMonitorState:
     """A training as it stands. `phase`: ready, running, paused, stopping, stopped, done or failed; `history`: `fit`'s records; `step` of `steps` in the present
@@ -53,7 +53,7 @@ class TrainingMonitorState:
         "After a pause: the speed is measured anew."
         self.ticks.clear()
 
-# %% ../../nbs/06_training.ipynb #75fe39a9
+# %% ../../nbs/06_training.ipynb #7b37d7ea
 def _duration(seconds):
     "A duration as a person says it."
     if not math.isfinite(seconds): return "…"
@@ -78,13 +78,8 @@ def training_readout(state):
     return {"state": state.phase, "epoch": f"{len(state.history)} of {state.config.epochs}", "loss": number(last.get("loss", state.loss), ".3f"), "validation top-1": percent("val_top1"), "top-5": percent("val_top5"),
             "temperature": number(1/last["scale"] if last else None, ".4f"), "samples/s": number(speed, ",.0f"), "time left": _duration(state.seconds_left) if state.active else "–"}
 
-# %% ../../nbs/06_training.ipynb #c32815f0
+# %% ../../nbs/06_training.ipynb #ca6b5ea5
 _TRACES = dict(loss=(1, 0, "circle"), val_loss=(1, 1, "diamond"), now=(1, 0, "circle-open"), top1=(2, 0, "circle"), top5=(2, 2, "diamond"), chance1=(2, 0, None), chance5=(2, 2, None), temperature=(3, 0, "circle"), speed=(4, 0, "circle"))
-
-class _Width(anywidget.AnyWidget):
-    "An empty line that lets the plots follow the width of their panel."
-    _esm = """export default { render({ el }) { el.style.width = "100%";
-      const watch = new ResizeObserver(() => window.dispatchEvent(new Event("resize"))); watch.observe(el); return () => watch.disconnect(); } };"""
 
 def _plots():
     "The FigureWidget with the (empty) traces of `training_curves`, in their order."
@@ -99,9 +94,7 @@ def _plots():
     def trace(name, at, colour, symbol):
         look = dict(mode="lines+markers", marker=dict(symbol=symbol, size=10 if name == "now" else 6)) if symbol else dict(mode="lines", line_dash="dot", hoverinfo="skip")
         return go.Scatter(x=[], y=[], name=name, xaxis=f"x{at if at > 1 else ''}", yaxis=f"y{at if at > 1 else ''}", line_color=CATEGORIES[colour], **look)
-    fig = go.FigureWidget([trace(k, *v) for k, v in _TRACES.items()], layout)
-    fig._config = fig._config | dict(responsive=True, displayModeBar=False)
-    return fig
+    return figure([trace(k, *v) for k, v in _TRACES.items()], layout)
 
 def _tiles(readout):
     tile = '<div style="min-width:84px"><div style="font-size:11px;color:#555">{}</div><div style="font-size:16px;white-space:nowrap" data-readout="{}">{}</div></div>'
@@ -116,7 +109,7 @@ def _settings(config, module=None):
                 batch_size=w.IntText(config.batch_size, description="batch size", **look("140px")), lr=w.FloatText(config.lr, description="learning rate", **look("180px")),
                 seed=w.IntText(config.seed, description="seed", **look("110px")))
 
-# %% ../../nbs/06_training.ipynb #cdc48598
+# %% ../../nbs/06_training.ipynb #ceccf163
 class TrainingMonitor(Panel):
     """Starts, shows, pauses and ends a training, `fit(eeg, targets, concepts=, config=, folder=, **options)`, in a thread of this kernel, with the same result as
     without it. `start()`, `pause()` (again: go on) and `stop()` are the buttons; `result` is the `FitResult` once there is one, `job.wait()` waits for it. Between
@@ -124,7 +117,7 @@ class TrainingMonitor(Panel):
     name = "training monitor"
     def __init__(self, eeg, targets, *, concepts, config=None, folder=None, **options):
         self.data, self.folder, self.options = (eeg, targets, concepts), folder, options
-        self.state, self.job, self.result, self._drawn, self._pen = TrainingMonitorState(config or TrainConfig()), None, None, 0., threading.RLock()
+        self.state, self.job, self.result, self._drawn = TrainingMonitorState(config or TrainConfig()), None, None, 0.
         self.settings, self.plots, self.numbers = _settings(self.state.config, options.get("encoder")), _plots(), w.HTML()
         self.over = w.Checkbox(False, description="start over (replaces what the folder holds)", indent=False, layout=w.Layout(display=None if folder else "none", width="300px"))
         button = lambda text, icon, tip: w.Button(description=text, icon=icon, tooltip=tip, layout=w.Layout(width="130px"))
@@ -133,7 +126,7 @@ class TrainingMonitor(Panel):
         for b, f in ((self.starter, self.start), (self.pauser, self.pause), (self.stopper, self.stop)): self.on(b, f)
         row = lambda *children: w.Box(children, layout=w.Layout(flex_flow="row wrap", align_items="center", width="100%"))
         mark = [w.HTML("<b>Simulated EEG</b>")] if getattr(eeg, "simulated", False) else []
-        self.build(row(*mark, *self.settings.values(), self.over), row(self.starter, self.pauser, self.stopper, self.bar), self.numbers, _Width(), self.plots); self.draw()
+        self.build(row(*mark, *self.settings.values(), self.over), row(self.starter, self.pauser, self.stopper, self.bar), self.numbers, Fit(), self.plots); self.draw()
 
     def start(self, _=None):
         if self.state.active: raise NecomimiError("this training is under way: stop it first")
@@ -150,7 +143,7 @@ class TrainingMonitor(Panel):
         if self.state.phase not in ("running", "paused"): raise NecomimiError("there is no training to stop: press Start")
         self.state.phase = "stopping"; self.say("stopping …"); self.draw(); self.job.stop()
 
-# %% ../../nbs/06_training.ipynb #6de71d07
+# %% ../../nbs/06_training.ipynb #ff6a3370
 def _work(self, job):
     eeg, targets, concepts = self.data
     options = self.options | dict(encoder=copy.deepcopy(self.options.get("encoder")))          # a second start begins with the same weights
@@ -179,10 +172,10 @@ def _ended(self, result, error):
 
 TrainingMonitor._work, TrainingMonitor._step, TrainingMonitor._ended = _work, _step, _ended
 
-# %% ../../nbs/06_training.ipynb #064792c5
+# %% ../../nbs/06_training.ipynb #9710ee8c
 def _draw(self):
     "The present state in the plots, numbers and buttons; from any thread."
-    with self._pen, self.guarded():
+    with self.guarded():
         s, self._drawn = self.state, time.monotonic()
         with self.plots.batch_update():
             for trace, (x, y) in zip(self.plots.data, training_curves(s).values()): trace.x, trace.y = x, y
