@@ -156,3 +156,17 @@ def test_wrong_use_is_one_line(walked, models, here, argv, part):
     code, out, err = here(*argv, "--root", walked[0], "--vision", models/"clip", *([] if "--subjects" in argv else ["--subjects", "1"]))
     last = err.strip().splitlines()[-1]
     assert code == 2 and last.startswith("necomimi: ") and part in last, err[-1500:]
+
+def test_a_batch_walks_the_same_road(walked, models, tmp_path):
+    "Stage notebooks, grid and store on the published raw form give the numbers of the commands."
+    pytest.importorskip("distributed", reason="needs necomimi[batch]")
+    from necomimi.batch import batch
+    root, source = walked[0], tmp_path/"source"; source.mkdir()
+    for name in ("Raw_data", "image_set"): (source/name).symlink_to(root/name)
+    stages = dict(preprocess=dict(parameters=dict(eeg=dict(n_repetitions=dict(training=2, test=3)))), embed={}, train=dict(parameters=dict(preset="paper", epochs=1, batch_size=28)), score={})
+    result = batch(dict(source=str(source), parameters=dict(recipe="necomimi-250hz", vision=str(models/"clip")), stages=stages, grid=dict(subject=[2], encoder=["nice"]), limits=dict(threads=1)), tmp_path/"store", n=2, progress=None)
+    assert result.ok, result
+    score = next(r["id"] for r in result.records if r["stage"] == "score"); hits = pd.read_csv(tmp_path/"store"/"runs"/score/"hits.csv").groupby("measure").value.mean()
+    study = S.Study(root, vision=str(models/"clip"), pretrained=None); found = S.retrieve_subject(study, 2, "nice", name="paper")
+    for measure, value in found.hits.mean().items(): assert hits[measure] == pytest.approx(value, abs=1e-6), measure
+    assert not any((tmp_path/"store"/"runs").glob("*/study/Raw_data")) and len(list((tmp_path/"store"/"runs").glob("preprocess-*/study/stores/necomimi-250hz/sub-02/*.npy"))) == 2

@@ -153,7 +153,7 @@ def test_ticking_two_overlays_their_curves_and_compares_them(sheet):
 
 def test_sorting_filtering_and_unticking(sheet):
     p = sheet.page; p.click(".necomimi-runs th button:has-text('top-1 %')"); p.click(".necomimi-runs th button:has-text('top-1 %')")
-    values = [t for t in p.locator(".necomimi-runs tbody tr td:nth-child(9)").all_inner_texts() if t]; assert values == sorted(values, key=float, reverse=True) and values[0] == "60"
+    values = [t for t in p.locator(".necomimi-runs tbody tr td:nth-child(11)").all_inner_texts() if t]; assert values == sorted(values, key=float, reverse=True) and values[0] == "60"
     row(p, "models/seed-0/sub-01").locator("input").focus(); p.keyboard.press("Space"); p.wait_for_function(f"() => ({CURVES})().length == 1")
     p.get_by_label("state", exact=True).select_option("failed"); p.wait_for_function("() => document.querySelectorAll('.necomimi-runs tbody tr').length == 1")
     p.get_by_label("state", exact=True).select_option("all"); p.wait_for_function("() => document.querySelectorAll('.necomimi-runs tbody tr').length == 6")

@@ -6,7 +6,7 @@
 __all__ = ['SPHERE', 'VIEWS', 'SCALES', 'COLOURS', 'HeadMap', 'head_map', 'as_stores', 'concept_names', 'mean_response', 'TopomapState', 'channel_groups', 'topomap_figure', 'topomap_code', 'Butterfly', 'HeadPlot', 'TopomapExplorer']
 
 # %% ../../nbs/00_data.ipynb #5e0805fc
-import base64, difflib, io, itertools
+import base64, difflib, io, itertools, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -369,8 +369,10 @@ def _listen(self):
     hear(c.time, self.move); hear(c.play, self.move); hear(c.channels, self.select); hear(c.region, region); hear(c.grid, lambda v: self.change(pictures=tuple(self.rows[i] for i in v)), "selected")
     self.on(c.png, lambda _: self.offer("png")); self.on(c.svg, lambda _: self.offer("svg")); self.on(c.hold, lambda _: self.keep()); self.on(c.code, show_code)
     for trace in self.lines.figure.data: trace.on_click(plotted(clicked))
-    dots.on_click(plotted(lambda t, p: self.toggle(electrodes(p)))); dots.on_selection(plotted(lambda t, p: self.select(electrodes(p)) if p.point_inds else None))   # taking a loop away selects nothing
+    dots.on_click(plotted(lambda t, p: self.toggle(electrodes(p)) if time.monotonic() - self.cleared > .5 else None))   # not the double click's second one
+    dots.on_selection(plotted(lambda t, p: self.select(electrodes(p)) if p.point_inds else None))   # taking a loop away selects nothing
+    self.cleared = 0.
     def none():
-        with self.guarded(): self.select(())
+        with self.guarded(): self.select(()); self.cleared = time.monotonic()
     self.fit.on_double(self.map.figure, none)
 TopomapExplorer._listen = _listen

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'OURS', 'TABS', 'EPOCHS', 'cache_folder', 'study_of', 'study_here', 'Desk', 'Tab', 'road', 'ExploreState', 'Explore']
 
-# %% ../../nbs/13_cli.ipynb #b220c53e
+# %% ../../nbs/13_cli.ipynb #ee89e432
 import asyncio, json, os
 from dataclasses import dataclass, replace
 from html import escape
@@ -15,7 +15,7 @@ from ..data import NecomimiError
 from ..study import Study
 from .common import Job, Panel
 
-# %% ../../nbs/13_cli.ipynb #582c74c0
+# %% ../../nbs/13_cli.ipynb #9f7bbcf7
 SMALL = dict(n_exemplars=2, repetitions=(2, 10), snr=.05)
 OURS = "explore"                                                     # name of the trainings made here
 
@@ -37,7 +37,7 @@ def study_here(study=None):
         except (ValueError, TypeError) as e: raise NecomimiError(f"NECOMIMI_STUDY: expected a folder or the fields of a Study as JSON, found {study[:80]!r} ({e})") from None
     return study if isinstance(study, Study) else study_of(study)
 
-# %% ../../nbs/13_cli.ipynb #48773fd5
+# %% ../../nbs/13_cli.ipynb #22ba31a6
 class Desk:
     "The things of one subject of a study, each read once. `encoder`: label of the chosen one in `trained()`."
     def __init__(self, study, subject=1, encoder=""): self.study, self.subject, self.encoder, self._kept = study, subject, encoder, {}
@@ -70,7 +70,7 @@ class Desk:
         return self._once("pictures", split, make=lambda: pictures(self.study, split))
     def files(self, split): return [self.study.images/f for f in self.table(split).file]
 
-# %% ../../nbs/13_cli.ipynb #c3302636
+# %% ../../nbs/13_cli.ipynb #f73879c9
 def _topomaps(d):
     from necomimi.widgets.data import TopomapExplorer
     if not d.study.subjects(): raise NecomimiError(f"no EEG in {d.study.stores}. Run: necomimi preprocess --root {d.study.root}" + (" --mini" if d.study.embedded else f" --recipe {d.study.recipe}"))
@@ -120,7 +120,7 @@ class Tab:
 TABS = (Tab("Topomaps", _topomaps, "EEG", ()), Tab("Similarity", _similarity, "mlp"), Tab("Training", _training, "all", ("subject",)), Tab("Generation", _generation, "all", ("subject",)),
         Tab("Attention", _attention, "nerv", ("subject",)), Tab("Rating", _rating, "all"), Tab("Runs", _runs, "", ()))
 
-# %% ../../nbs/13_cli.ipynb #6e1e3358
+# %% ../../nbs/13_cli.ipynb #1bad2833
 EPOCHS = dict(mlp=8, nerv=4)
 
 def road(study, subject=1):
@@ -148,7 +148,7 @@ def _fit_prior(study, subject, encoder):
     from necomimi.study import train_prior
     train_prior(study, subject, encoder, 0, OURS, PriorConfig(epochs=5, min_steps=100), progress=False)
 
-# %% ../../nbs/13_cli.ipynb #042882ff
+# %% ../../nbs/13_cli.ipynb #c8c0d775
 @dataclass
 class ExploreState:
     "The open `tab`, the `subject` and `encoder` looked at, the stages still `left` to be made, what is being done (`now`) and what went wrong (`error`)."
@@ -179,7 +179,7 @@ class Explore(Panel):
         with self.guarded(): self.start(road(self.study, self.state.subject) if make else [])
         self.build_tab()
 
-# %% ../../nbs/13_cli.ipynb #17f6c583
+# %% ../../nbs/13_cli.ipynb #ea1f61f7
 def _header(self):
     "Says whose EEG it is, and that it is simulated where it is; offers the subjects and encoders there are."
     s, study, subjects = self.state, self.study, self.study.subjects() or [self.state.subject]
@@ -208,7 +208,7 @@ def _open(self, k): self.state.tab = k; self.header(); self.build_tab()
 
 Explore.header, Explore.look_at, Explore.close, Explore.open = _header, _look_at, _close, _open
 
-# %% ../../nbs/13_cli.ipynb #bf3e0331
+# %% ../../nbs/13_cli.ipynb #335c76a6
 def _build_tab(self, anew=False):
     "Builds the open tab if it is not there, or says what it lacks."
     with self.turn:
@@ -227,7 +227,7 @@ def _build_tab(self, anew=False):
 
 Explore.build_tab = _build_tab
 
-# %% ../../nbs/13_cli.ipynb #51815cd4
+# %% ../../nbs/13_cli.ipynb #65652b88
 def _soon(self, do):
     "Runs `do()` in the kernel's own loop, where widgets are built; at once where there is none."
     def run():

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from ..data import NecomimiError
 from ..runs import _alive, _numbers, read_json
 from ..study import retrieval_percent
-from .common import CATEGORIES, Panel, as_html, thumbnail
+from .common import CATEGORIES, Panel, as_html, figure, thumbnail
 
 # %% ../../nbs/12_runs.ipynb #9608b0d2
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _read_notebook_run(folder, name):
     config, metrics, state = _dict_in(folder/"config.json", notes), _dict_in(folder/"metrics.json", notes), status.get("state", "unreadable")
     if state == "running" and not _lives(status): state = "cut off"; notes.insert(0, f"its process is gone; it was at stage {status.get('stage', '0')}")
     if status.get("error"): notes.insert(0, str(status["error"]))
-    _, _, simulated, _, curves = _trained(folder, [])
+    _, _, simulated, _, curves = _trained(folder, []); simulated = (metrics.get("protocol") or {}).get("simulated", simulated) if isinstance(metrics.get("protocol"), dict) else simulated
     kind = "pictures" if status.get("name") == "GenerationStudio" else "notebook"
     if state == "done" and kind == "notebook" and not (folder/"report.html").is_file(): notes.append("no report.html")
     return Entry(folder, name, kind, state, "; ".join(notes), str(status.get("started") or status.get("saved") or "")[:16].replace("T", " "), status.get("seconds"),
@@ -168,11 +168,11 @@ class RunBrowserState:
         return sorted(names, key=lambda n: -int(m[1]) if (m := re.match(r"retrieval, (\d+)-way top-1 ", n)) else 0)
 
 # %% ../../nbs/12_runs.ipynb #1140b68d
-COLUMNS = ("run", "state", "note", "encoder", "epochs", "loss", "val top-1", "top-1 %", "EEG", "seconds", "started", "kind")
+COLUMNS = ("run", "state", "note", "encoder", "subject", "seed", "epochs", "loss", "val top-1", "top-1 %", "EEG", "seconds", "started", "kind")
 def overview(entries):
     "One row a run."
     eeg = {True: "simulated", False: "recorded", None: ""}
-    rows = [(e.name, e.state, e.note, e.settings.get("encoder", ""), len(e.curves["loss"][0]) if "loss" in e.curves else None, _last(e, "loss"), _last(e, "val_top1"), _top1(e),
+    rows = [(e.name, e.state, e.note, *(e.settings.get(k, "") for k in ("encoder", "subject", "seed")), len(e.curves["loss"][0]) if "loss" in e.curves else None, _last(e, "loss"), _last(e, "val_top1"), _top1(e),
              eeg[e.simulated], e.seconds and round(e.seconds, 1), e.started, e.kind) for e in entries]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -276,16 +276,14 @@ def page_of(entry):
     said += "".join(f'<figure style="display:inline-block;margin:4px"><img alt="" width="96" src="data:image/webp;base64,{base64.b64encode(_thumb(p)).decode()}"><figcaption>{html.escape(p.relative_to(entry.folder).as_posix())}</figcaption></figure>' for p in files)
     return f"<meta charset='utf-8'><style>body{{font:14px sans-serif}} th{{text-align:left;padding-right:1em;vertical-align:top}}</style><h2>{html.escape(entry.name)}</h2><table>{table}</table>{said}"
 
-def _responsive(traces, **layout):
-    fig = go.FigureWidget(data=traces, layout=dict(height=330, autosize=True, margin=dict(l=55, r=15, t=30, b=55), template="plotly_white", legend=dict(orientation="h", y=1.14, x=0)) | layout)
-    fig._config = fig._config | dict(responsive=True, displaylogo=False); return fig
+def _plot(traces, **layout): return figure(traces, bar=True, **dict(height=330, margin=dict(l=55, r=15, t=30, b=55), legend=dict(orientation="h", y=1.14, x=0)) | layout)
 
 def _figures():
     "Two empty plots: one trace a run for its curve; and one figure of each run with its interval, chance as a line."
     curves = [go.Scatter(x=[], y=[], mode="lines+markers", marker=dict(size=4, color=c), line=dict(color=c), name="", visible=False) for c in CATEGORIES]
     points = go.Scatter(x=[], y=[], mode="markers", marker=dict(size=10, color=[]), error_y=dict(type="data", symmetric=False, array=[], arrayminus=[], color="#555"), showlegend=False, hoverinfo="x+y")
     chance = go.Scatter(x=[], y=[], mode="markers", marker=dict(symbol="line-ew-open", color="#555", size=26, line=dict(width=2)), name="chance", showlegend=True, visible=False)
-    return _responsive(curves, xaxis=dict(title="epoch"), yaxis=dict(title="")), _responsive([points, chance], xaxis=dict(type="category"), yaxis=dict(title="", rangemode="tozero"))
+    return _plot(curves, xaxis=dict(title="epoch"), yaxis=dict(title="")), _plot([points, chance], xaxis=dict(type="category"), yaxis=dict(title="", rangemode="tozero"))
 
 # %% ../../nbs/12_runs.ipynb #437ef8c5
 class RunBrowser(Panel):
