@@ -5,6 +5,7 @@ BIN   := $(VENV)/bin
 DEPS  := settings.ini setup.py constraints-cpu.txt scripts/install.sh scripts/fix_cpu_torchvision.py
 OUT   ?= runs/demo
 ARGS  ?=
+JOBS  ?= 2
 # Freed memory stays with the process: 1.5 to 2.4 times faster training on a CPU.
 export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
@@ -32,7 +33,7 @@ test: export MPLBACKEND ?= agg
 test: $(VENV)/.stamp-test ## install with the test tools, then: modules in step with notebooks, every notebook, pytest
 	@echo "== export in sync"; python scripts/check_sync.py
 	@echo "== notebooks"; nbdev_test --n_workers 2 --timing
-	@echo "== pytest"; python -m pytest -q tests $(ARGS)
+	@echo "== pytest"; python -m pytest -q -n $(JOBS) --dist loadfile tests $(ARGS)
 
 lab: $(VENV)/.stamp-demo ## JupyterLab on the notebooks (this machine only, with a token)
 	@$(BIN)/necomimi lab $(ARGS)

@@ -52,6 +52,7 @@ def _write(path, write):
     with writing(path, "file") as part: write(part)
     return Path(path)
 
+# %% ../nbs/10_cat.ipynb #abab3c3b
 @dataclass(frozen=True, eq=False, repr=False)
 class TagTable:
     """Five named tags a picture, the candidates of each slot and their wording (CAT-style: the paper's own table is not public).
@@ -175,6 +176,7 @@ def check_pictures(pictures, tags):
         raise NecomimiError(f"expected ({len(tags)}, height, width, 3) uint8 pictures, one a row of the tag table in its order, found {pictures.shape} {pictures.dtype}")
     return pictures
 
+# %% ../nbs/10_cat.ipynb #8836ac42
 class ZeroShotJudge:
     """Nearest candidate in a picture/text encoder, slot by slot.
 
@@ -287,6 +289,7 @@ def _control(verdict, n_shuffles, n_boot, seed):
     if verdict.stated < 1: how += f"; A LOWER BOUND: only {verdict.stated:.0%} of the other labels are known, the rest count as no point"
     return shuffled_points(verdict, n_shuffles, seed), how, verdict.stated == 1
 
+# %% ../nbs/10_cat.ipynb #d8f14b10
 def cat_score(pictures, tags, judge, *, n_shuffles=1000, n_boot=2000, seed=0, ceiling=None, simulated=False) -> CATResult:
     """Score `pictures` (n, H, W, 3) uint8 (row i is tagged by row i of `tags`) with `judge(pictures, tags) -> Judgement`.
 
@@ -330,6 +333,7 @@ class CATDifference:
     def _repr_html_(self): return self.table.to_html(float_format=lambda v: f"{v:.3g}") + "<p><small>" + escape(repr(self)).replace("\n", "<br>") + "</small></p>"
     def to_dict(self): return dict(difference=self.difference, interval=list(self.interval), p=self.p, n=self.n, slots=self.table.reset_index(names="slot").to_dict("records"), protocol=dict(self.protocol))
 
+# %% ../nbs/10_cat.ipynb #6cf68300
 def cat_difference(a, b, n_boot=10000, seed=0) -> CATDifference:
     """Difference in points of two `CATResult`s of the same pictures, tags and judge: 95 % paired bootstrap interval over pictures and two-sided
     sign-flip p, per slot and in total. Raises `NecomimiError` if they are not comparable."""
@@ -391,11 +395,13 @@ def _read_ratings(ratings, tags, key):
     need(left, f"{len(left)} of {len(truth)} cells have no rating (first: {left[:3]}); have them rated")
     return r[["picture", "slot", "tag", "point", "rater"]]
 
+# %% ../nbs/10_cat.ipynb #c8ba71e2
 def raw_agreement(ratings):
     "Share of rater pairs that agree, over all questions answered by two or more; None if there are none. Not corrected for chance."
     g = ratings.groupby(["picture", "slot", "tag"]).point.agg(["sum", "count"]); yes, m = g["sum"], g["count"]; pairs = (m*(m-1)/2).sum()
     return float((yes*(yes-1)/2+(m-yes)*(m-yes-1)/2).sum()/pairs) if pairs else None
 
+# %% ../nbs/10_cat.ipynb #f4bf54b9
 class HumanJudge:
     """People's points. `ratings`: CSV path or DataFrame (picture, slot, point 0/1, rater; `tag` = what was asked, default the true tag); `key`: the
     experimenter's key (CSV path or DataFrame) when the pictures carry blind ids. Strict majority over raters. One instance holds the ratings of one set of pictures.

@@ -44,6 +44,7 @@ def _reopen(folder, split, parts):
     for p in parts: store = view(store, *p)
     return store
 
+# %% ../nbs/12b_experiments.ipynb #095a51e4
 def _samples(times, window):
     "The slice of `times` (seconds) inside `window` = (start, stop), stop not included; NecomimiError where the recording does not cover it."
     start, stop = window; step = times[1]-times[0] if len(times) > 1 else 1e-3
@@ -52,6 +53,7 @@ def _samples(times, window):
         raise NecomimiError(f"the window {start:g} to {stop:g} s is not inside this recording, {times[0]:g} to {times[-1]+step:g} s: choose another one")
     return slice(int(inside[0]), int(inside[-1])+1)
 
+# %% ../nbs/12b_experiments.ipynb #270c6f24
 def view(store, channels=None, window=None, pictures=None):
     """The part of `store` with `channels` (names or the name of a region), inside `window` (start, stop in s), of `pictures` (row numbers); None: all.
     A `StoreView` on the same memory map: nothing is copied. NecomimiError for channels, times or rows that are not there."""
@@ -74,6 +76,7 @@ def view(store, channels=None, window=None, pictures=None):
 def _raw(x): return np.asarray(getattr(x, "vectors", x), "float32")
 def _digest(x): return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:16]
 
+# %% ../nbs/12b_experiments.ipynb #616427a4
 @dataclass(frozen=True, eq=False, repr=False)
 class Subject:
     """One subject of an experiment: trial stores of both splits; raw picture embeddings `targets` (n_training, dim) and `gallery` (n_test, dim), arrays or `Embeddings`;
@@ -104,6 +107,7 @@ class Subject:
         return (f"subject {self.subject}{' (SIMULATED EEG)' if self.test.simulated else ''}: {len(self.training):,} training pictures of {len(set(self.concepts)):,} concepts x {self.training.trials.shape[1]} repetitions, "
                 f"{len(self.test)} test pictures x {self.test.trials.shape[1]}, {len(self.test.ch_names)} channels x {len(self.test.times)} samples, targets of width {_raw(self.targets).shape[1]}")
 
+# %% ../nbs/12b_experiments.ipynb #3faa1258
 def _check_subject(s):
     "NecomimiError unless the parts of a subject fit together and the test split holds no training concept."
     def need(ok, message):
@@ -123,6 +127,7 @@ def _check_subject(s):
 # %% ../nbs/12b_experiments.ipynb #ac4e3000
 def _percent(measure): return 100 if "-way" in measure else 1
 
+# %% ../nbs/12b_experiments.ipynb #e8e713c1
 @dataclass(frozen=True, eq=False, repr=False)
 class Experiment:
     """A finished design. `table`: subject, condition, seed, draw, measure, value, low, high (95 % bootstrap over pictures), n, chance, and the shuffled control where there is one;
@@ -174,6 +179,7 @@ class Experiment:
     def __repr__(self): return f"{self.name}: {self.protocol}\n{self.summary().to_string()}"
     def _repr_html_(self): return f"{self.summary().to_html(border=0)}<p><small>{self.name}: {self.protocol}</small></p>"
 
+# %% ../nbs/12b_experiments.ipynb #a0854046
 def _mean(e, interval, n_boot, seed):
     if interval not in ("crossed", "t"): raise NecomimiError(f"interval must be 'crossed' or 't', found {interval!r}")
     n_subjects, rows = e.table.subject.nunique(), []
@@ -188,6 +194,7 @@ def _mean(e, interval, n_boot, seed):
                                       n_draws=mine.draw.nunique(), n=int(mine.n.max()), chance=mine.groupby("measure", sort=False).chance.mean()[e.measures].values)))
     return pd.concat(rows, ignore_index=True)
 
+# %% ../nbs/12b_experiments.ipynb #058152b5
 def _difference(e, a, b, n_boot, seed):
     (x, p, s), (y, q, r) = e._spread(a), e._spread(b)
     if not (np.array_equal(p, q) and np.array_equal(s, r)): raise NecomimiError(f"{a!r} and {b!r} were not measured on the same subjects and pictures: no paired difference")
@@ -248,6 +255,7 @@ def _finished(path, facts):
         raise NecomimiError(f"{path} belongs to another experiment ({'; '.join(other)[:600]}): give another folder, or delete this one")
     return old
 
+# %% ../nbs/12b_experiments.ipynb #3d01d1d1
 def _run_design(name, cells, folder, progress, keep_fits=False):
     """(table, items) of all `cells`: (where, facts, work) with `where` = dict(subject, condition, seed), `facts` what its result depends on, and
     `work(home)` -> a list, one entry a draw, of (rows of the table, {measure: value of every picture}). `home` (or None): a folder for unfinished work."""
@@ -296,6 +304,7 @@ def _architecture(encoder, n_times, sfreq, given=()):
     takes = signature(ENCODERS[encoder].__init__).parameters if encoder in ENCODERS else ()
     return {k: v for k, v in window_options(n_times, sfreq).items() if k in takes} | dict(given)
 
+# %% ../nbs/12b_experiments.ipynb #999e2c87
 def _planned(subjects, conditions, config, seeds):
     "{condition: TrainConfig} and the number of parameters of each, every network built once before anything is trained, so that a size that cannot work is refused at the door."
     import torch
@@ -309,6 +318,7 @@ def _planned(subjects, conditions, config, seeds):
         sizes[label] = sum(p.numel() for p in network.parameters())
     return configs, sizes
 
+# %% ../nbs/12b_experiments.ipynb #e9879c7b
 def _trainings(name, subjects, conditions, seeds, config, folder, said, *, axis=None, keep_fits=False, progress=True, device=None, **score):
     """The experiment of training every subject x condition x seed. `conditions`: {label: dict(encoder, options, window, channels)} with `channels` a list, one entry a draw."""
     from necomimi.training import fit
@@ -418,6 +428,7 @@ def _perturbed(store, picks, rng, level):
     step = max(1, 2**24//store.trials[0].size)
     return np.concatenate([perturb(store.trials[i:i+step], picks, rng).mean(1) for i in range(0, len(store), step)])
 
+# %% ../nbs/12b_experiments.ipynb #9acb52fb
 def _check_fits(subjects, fits):
     "[(Subject, FitResult)]; NecomimiError unless every subject has its own."
     fits = fits if isinstance(fits, dict) else {f.info["subject"]: f for f in fits}
@@ -431,8 +442,10 @@ def _check_fits(subjects, fits):
     if twice: raise NecomimiError(f"two encoders of the same seed for subject {twice[0]}: give one a seed")
     return pairs
 
+# %% ../nbs/12b_experiments.ipynb #fefbc9bb
 def _fit_facts(f): return dict(encoder=f.config.to_dict(), trained_on=f.info["data"], scale=_digest(f.scale), weights=_digest(np.concatenate([p.detach().cpu().float().numpy().ravel() for p in f.encoder.parameters()])))
 
+# %% ../nbs/12b_experiments.ipynb #c016d946
 def perturb_channels(subjects, fits, channels=VISUAL, control="scattered", n_draws=10, seed=0, folder=None, *, level="response", progress=True, **score):
     """Retrieval by trained encoders when some channels are noise (spec 6.4; answers D26), an `Experiment` with the conditions "intact", "visual", "control".
 
@@ -487,6 +500,7 @@ def _prior(s, f, config, n_folds, home, device, progress):
     if home: shutil.rmtree(home/"folds", ignore_errors=True)
     return prior
 
+# %% ../nbs/12b_experiments.ipynb #158e0497
 def _cat_rows(result):
     "(rows, items) of a `CATResult`: the total on the paper's scale of 1000, and every slot on a scale of 200."
     t, n, items = result.table, len(result.points), {"CAT-style (of 1000)": result.points.sum(1)*200.}
@@ -495,6 +509,7 @@ def _cat_rows(result):
                  p=result.p if slot == "total" else None) for m, slot in zip(items, ["total", *t.index[:-1]]) for r in [t.loc[slot]]]
     return rows, items
 
+# %% ../nbs/12b_experiments.ipynb #d115816f
 def compare_stages(subjects, fits, generator, judge, tags, seeds=(0,), folder=None, *, conditions=STAGES, prior_config=None, n_folds=5, guidance_scale=2., num_inference_steps=50, vision=None,
                    progress=True, device=None, **options):
     """CAT-style score of pictures drawn with one stage and with two (spec 8.3; answers D22-D25), an `Experiment`; `conditions` as in `necomimi.generation.conditions`.
@@ -529,6 +544,7 @@ def compare_stages(subjects, fits, generator, judge, tags, seeds=(0,), folder=No
     table, items = _run_design("stages", [cell(s, f, label) for s, f in pairs for label in conditions], folder, progress)
     return _stages_result(subjects, pairs, conditions, seeds, n_folds, judge, tags, generator, table, items)
 
+# %% ../nbs/12b_experiments.ipynb #0d7af454
 def _keep_pictures(folder, pictures):
     from PIL import Image
     with writing(folder, "pictures") as part:

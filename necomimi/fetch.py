@@ -66,6 +66,7 @@ def _registry(root):
 def _record(root, name, entry):
     with writing(root/"registry.json", "registry") as part: part.write_text(json.dumps(_registry(root) | {name: entry}, indent=1, ensure_ascii=False), encoding="utf-8")
 
+# %% ../nbs/00b_fetch.ipynb #ded3bc4d
 def _lying(root, remote):
     "The files of `remote`'s content that lie in their place, by their names."
     base = root/remote.path
@@ -156,6 +157,7 @@ class FetchPlan:
         return t.to_string(index=False, justify="left", formatters={c: f"{{:<{t[c].str.len().max()}}}".format for c in t}) + f"\n{self._facts()}"
     def _repr_html_(self): return self._readable().to_html(index=False, border=0, justify="left") + f"<p>{self._facts()}</p>"
 
+# %% ../nbs/00b_fetch.ipynb #fda9df9c
 def _need(table, keep, copied):
     "Bytes of disk that the unfinished rows need at the worst moment."
     rest = table[table.state != "done"]
@@ -239,6 +241,7 @@ def _silent(logger):
     try: yield
     finally: logger.setLevel(level)
 
+# %% ../nbs/00b_fetch.ipynb #5ac3d3ca
 def _retrieve(archive, remote, urls, sha256, how):
     "Fetches `remote` to the path `archive` from the first of `urls` that gives it; returns that one. NecomimiError with every answer."
     import pooch, requests
@@ -285,6 +288,7 @@ def _crc(path):
 
 def _card(path): return f"{_size(path)} {_crc(path):08x}"
 
+# %% ../nbs/00b_fetch.ipynb #02caceb4
 def _unpack(root, remote, archive, progress=True):
     "Unpacks `archive` to root/remote.path; returns {path below root: 'length crc'}. NecomimiError for a broken archive, too small a disk, and all `_members` refuses."
     from tqdm.auto import tqdm
@@ -305,6 +309,7 @@ def _unpack(root, remote, archive, progress=True):
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
         raise _Broken(f"{archive}: a broken archive ({e}).") from e
 
+# %% ../nbs/00b_fetch.ipynb #09cef13f
 class _Broken(NecomimiError): "An archive that cannot be read to its end."
 
 # %% ../nbs/00b_fetch.ipynb #f0a9f63d
@@ -322,6 +327,7 @@ def _checked(path, sha256, remote, root):
     raise NecomimiError(f"{remote.name}: {path} is another file than the one recorded: expected sha256 {sha256[:12]}..., found {found[:12]}.... It is damaged, or the publisher has replaced it. "
                         f"Fetch it again, or remove {remote.name!r} from {root/'registry.json'} if it is the one you want.")
 
+# %% ../nbs/00b_fetch.ipynb #da4d91b3
 def _archive(root, remote, mirror, sha256, how):
     "(path, source) of the archive of `remote`, fetched if need be."
     kept, place = root/"downloads"/remote.name, _places(remote, mirror)[0]
@@ -330,6 +336,7 @@ def _archive(root, remote, mirror, sha256, how):
     if place.is_file(): return place, str(place)
     raise NecomimiError(f"{remote.name}: could not be fetched. Tried:\n  {place}: no such file\nPut it there, or at {kept}, then run again.")
 
+# %% ../nbs/00b_fetch.ipynb #f943aba9
 def _fetch_one(root, remote, mirror, keep, how):
     "Brings `remote` from wherever it is to its place, and records it."
     entry, kept = _registry(root).get(remote.name, {}), root/"downloads"/remote.name

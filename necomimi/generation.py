@@ -70,6 +70,7 @@ class GeneratorSpec:
     @property
     def diet(self): return f"{self.name} takes raw {self.dim}-d embeddings of {' '.join(self.encoder) or 'an encoder not known here'}"
 
+# %% ../nbs/09_generation.ipynb #20930256
 _HUB = ("h94/IP-Adapter", "sdxl_models/ip-adapter_sdxl_vit-h.safetensors")
 GENERATORS = {s.name: s for s in (
     GeneratorSpec("mini", "", "", "ip-adapter_mini.safetensors", 64, pooled="embedding", told_size=(0, 0)),

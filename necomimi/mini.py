@@ -159,6 +159,7 @@ EVOKED = {"P1": (("LO",), .100, .016, 3.), "N170": (("LO", "fusiform"), .170, .0
 N_COMPONENTS = 40
 ONSET = {"LO": .170, "fusiform": .205, "IT": .250, "temporal pole": .300}
 
+# %% ../nbs/02_mini.ipynb #840af483
 def wiring(n_components: int = N_COMPONENTS, seed: int = 0) -> pd.DataFrame:
     """The plan all subjects share, one row a connection: `drive, kind, site, latency` (s), `width` (s, standard deviation of the bell-shaped response),
     `gain`, position `x, y, z` and dipole direction `dx, dy, dz` (right, front, up; positions in head radii)."""
@@ -180,6 +181,7 @@ def wiring(n_components: int = N_COMPONENTS, seed: int = 0) -> pd.DataFrame:
             connect(f"component {i+1}", "component", site, rng.uniform(.5, 1.5), ONSET[site.rsplit(" ", 1)[0]]+rng.uniform(-.02, .02), rng.uniform(.018, .030))
     return pd.DataFrame(rows, columns="drive kind site latency width gain x y z dx dy dz".split())
 
+# %% ../nbs/02_mini.ipynb #68f7f05e
 def patterns(plan: pd.DataFrame, times: np.ndarray) -> np.ndarray:
     "The response to one unit of each drive, (n_drives, 63, n_times) in µV, drives in the order of their first row in `plan`."
     topo = np.einsum("cix,ix->ic", lead_field(plan[["x", "y", "z"]]), plan[["dx", "dy", "dz"]]*plan[["gain"]].values)
@@ -254,6 +256,7 @@ def temporal_factor(spectrum, n_times: int, sfreq: float) -> np.ndarray:
     cov *= n_times/np.trace(cov)
     return np.linalg.cholesky(cov+1e-6*np.eye(n_times)).astype(np.float32)
 
+# %% ../nbs/02_mini.ipynb #f4430098
 @dataclass(frozen=True, eq=False)
 class Noise:
     "Shapes of the noise: `mix` (63, 63 + n_alpha) in µV from unit sources to channels, `background` and `alpha` (n_times, n_times) in time."
@@ -271,6 +274,7 @@ class Noise:
         white = rng.standard_normal((n, self.mix.shape[1], len(self.alpha)), dtype=np.float32)
         return self.shape(white, np.empty_like(white))
 
+# %% ../nbs/02_mini.ipynb #6d1cbf26
 def noise_model(traits: Traits, rms: float, n_times: int, sfreq: float, rng) -> Noise:
     "The noise of one person, `rms` µV over channels and times (times the person's noise gain); source positions are drawn from `rng`."
     where = rng.standard_normal((200, 3)); where *= rng.uniform(.5, .8, (200, 1))/np.linalg.norm(where, axis=1, keepdims=True)
@@ -294,6 +298,7 @@ Changes made by necomimi: resized, shifted, mirrored and placed on plain coloure
 EEG (sub-*/): SIMULATED by necomimi.mini. No person was recorded.
 """
 
+# %% ../nbs/02_mini.ipynb #19589a92
 @dataclass(frozen=True)
 class MiniStudy:
     "A written mini data set: pictures in THINGS-EEG2's folders, one trial store a subject and split, and the ground truth of the simulation."
@@ -323,6 +328,7 @@ class MiniStudy:
         rows = "".join(f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in asdict(self).items())
         return f"<b>mini: real pictures, <i>simulated</i> EEG</b> ({self.recipe})<table>{rows}</table>"
 
+# %% ../nbs/02_mini.ipynb #57d072f2
 SPLITS = {"training": "training_images", "test": "test_images"}
 
 # %% ../nbs/02_mini.ipynb #1e4c372e
@@ -363,6 +369,7 @@ def _checked(subjects, sfreq, n_exemplars, repetitions, snr, seed):
         if not ok: raise NecomimiError(f"{text}.")
     return dict(subjects=tuple(map(int, subjects)), sfreq=float(sfreq), n_exemplars=int(n_exemplars), repetitions=tuple(map(int, repetitions)), snr=float(snr), seed=int(seed))
 
+# %% ../nbs/02_mini.ipynb #a1704f30
 def _embedder(embeddings, n: dict, progress: bool):
     "(digest, function of the pixels giving {split: (n, dim)}) for the embeddings handed in, or for those of the shipped picture encoder."
     if embeddings is None:
@@ -377,6 +384,7 @@ def _embedder(embeddings, n: dict, progress: bool):
             raise NecomimiError(f"embeddings[{s!r}] must be ({n[s]}, dim) finite numbers, one row a picture of mini_pictures({s!r}); found shape {x.shape}.")
     return hashlib.sha256(b"".join(x.tobytes() for x in e.values())).hexdigest(), lambda px: e
 
+# %% ../nbs/02_mini.ipynb #82a624f7
 def _intact(study, subject, key):
     "Whether this subject was written to the end with the same arguments, and its stores are unharmed."
     try:
@@ -405,6 +413,7 @@ def _write_subject(study, subject, plan, drives, tables, key, progress):
                 stores={s: TrialStore.open(folder, s).hash for s in SPLITS}, plan=plan.round(6).to_dict("list"))
     with writing(folder/"truth.json", "ground truth") as part: part.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
+# %% ../nbs/02_mini.ipynb #988768e8
 def write_mini(root, subjects=(1,), *, sfreq: float = 100., n_exemplars: int = 10, repetitions: tuple = (4, 20), snr: float = SNR, seed: int = 0,
                embeddings: dict | None = None, progress: bool = True) -> MiniStudy:
     """Writes the mini data set under `root`: pictures, and one subject's simulated EEG (µV, `sfreq` Hz, 0 to 1 s) after the other.

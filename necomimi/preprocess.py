@@ -47,6 +47,7 @@ def simulate_raw(raw_root, subject, responses, *, n_sessions=4, presentations=No
             written.append(path)
     return written
 
+# %% ../nbs/01_preprocess.ipynb #053276d0
 def _recording(response, codes, soa, noise_uv, rng, margin=1500):
     "(n_chans + 1, n_samples) µV at 1000 Hz: noise, with a response after every code, and the codes (held for 10 samples) in the last row."
     from scipy.signal import lfilter, resample_poly
@@ -135,6 +136,7 @@ class Recipe:
                 + f"resampled to {self.sfreq:g} Hz (FFT, edge-padded), " + (f"kept from {self.start:g} s, " if self.start is not None else "")
                 + f"{k['training']} training and {k['test']} test presentations a session, " + (f"MVNN over {self.whiten} fitted on each session's training trials, " if self.whiten else "not whitened, ") + f"seed {self.seed}")
 
+# %% ../nbs/01_preprocess.ipynb #6e1f1637
 RECIPES = {r.name: r for r in (Recipe("necomimi-250hz"), Recipe("osf-100hz", OCCIPITO_PARIETAL, 100., tmax=.8, start=None, whiten="time"), Recipe("erp-250hz", start=None, whiten=None))}
 
 def _recipe(recipe):
@@ -224,6 +226,7 @@ def _kept(raw, recipe, split):
     pictures, index = choose_presentations(codes[whole], recipe.n_repetitions[split], recipe.seed, raw.path)
     return pictures, at[whole][index]
 
+# %% ../nbs/01_preprocess.ipynb #07ee76c8
 def _cut(raw, recipe, onsets, path, progress=False, block=64):
     "Cuts, baselines and resamples the epochs at `onsets` (n_pictures, n_repetitions) into the array file `path` (n_pictures, n_repetitions, n_chans, n_times), float32 µV."
     from tqdm.auto import tqdm
@@ -242,6 +245,7 @@ def _cut(raw, recipe, onsets, path, progress=False, block=64):
         _forget(raw.data, out)
     out.flush()
 
+# %% ../nbs/01_preprocess.ipynb #52b2e8e9
 def _picks(raw, recipe):
     "Rows of the recipe's channels. The recordings have an order of their own, and more channels than some recipes take: neither is worth a warning."
     wanted = {c.lower() for c in recipe.ch_names}
@@ -307,6 +311,7 @@ def _recordings(raw_root, subject, n_sessions):
                             f"Subjects in {raw_root}: {there}. Fetch what is missing, or take the first sessions only with n_sessions=...")
     return files
 
+# %% ../nbs/01_preprocess.ipynb #bdc4b99a
 def _check_pictures(shown, split, where, table=None):
     "`shown`: an array of picture numbers for each session. They must be 1 to n, each in as many sessions, and as many as `table` has rows."
     numbers, counts = np.unique(np.concatenate(shown), return_counts=True)
@@ -317,6 +322,7 @@ def _check_pictures(shown, split, where, table=None):
     if wrong: raise NecomimiError(f"{where}, {split}: expected pictures 1 to {numbers[-1]}, each in as many sessions as the others. Most are in {usual}, but {', '.join(wrong[:5])}{' and more' if len(wrong) > 5 else ''}. "
                                   "Is a session missing, or n_sessions too small?")
 
+# %% ../nbs/01_preprocess.ipynb #dc029474
 def estimate(raw_root, subject, recipe="necomimi-250hz", *, n_sessions=4, pictures=None, out_root=None, dtype="float32", block=64):
     """What `preprocess` would take -> Estimate. Reads headers and event channels only. NecomimiError for a recording that is missing or unfit: event channel, channels, presentations,
     pictures that do not fit `pictures` (split -> table) or differ in their number of sessions. `out_root`: where free disk is looked up (default: beside the raw data)."""
@@ -362,6 +368,7 @@ def _key(files, recipe):
     stat = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps([asdict(recipe), stat]).encode()).hexdigest()[:16]
 
+# %% ../nbs/01_preprocess.ipynb #a799a71c
 def _finished(raw_root, folder, subject, wanted, n_sessions, recipe):
     "The stores, if `folder` holds them as `wanted`, made from the raw files that are there; else None."
     card = _card(folder/"preprocess.json")
@@ -372,6 +379,7 @@ def _finished(raw_root, folder, subject, wanted, n_sessions, recipe):
     try: return {split: TrialStore.open(folder, split) for split in SPLITS}
     except NecomimiError: return None
 
+# %% ../nbs/01_preprocess.ipynb #435f176d
 def preprocess(raw_root, out_root, subject, recipe="necomimi-250hz", *, n_sessions=4, pictures=None, dtype="float32", jobs=1, progress=True, keep_parts=False):
     """Raw sessions of one subject -> {'training': TrialStore, 'test': TrialStore} in `out_root/sub-XX` (spec 2.4; the steps of the public THINGS-EEG2 scripts).
     `recipe`: a name in RECIPES or a Recipe. `pictures`: split -> table with one row a picture (`picture_table`). `jobs`: sessions side by side, in processes.

@@ -44,6 +44,7 @@ def find_runs(runs):
 # %% ../nbs/12f_report.ipynb #f321cec4
 CELL, PLACE, EYE = ("encoder", "subject", "seed"), ("root", "out", "device"), ("recipe", "vision", "pretrained", "name", "tiny")
 
+# %% ../nbs/12f_report.ipynb #63969dcc
 @dataclass(frozen=True, eq=False)
 class Item:
     "A `Run` with its `id` and its status.json."
@@ -158,6 +159,7 @@ def _double(items, kind):
     for i in items:
         if (other := seen.setdefault((i.cell, kind(i)), i)) is not i: return other, i
 
+# %% ../nbs/12f_report.ipynb #d3709f16
 def _tables(items):
     "({id: name of its table}, {name: settings}) of runs with results."
     said, own = {i.id: _settings(i) for i in items}, {i.id: {k for k in i.parameters} for i in items}
@@ -227,6 +229,7 @@ def _why(id, items, plans):
         if n not in items or items[n].state != "done": return f"needs {n} ({_why(n, items, plans)})"
     return "not started" if id not in items else "it ended without a result"
 
+# %% ../nbs/12f_report.ipynb #246ac55b
 def missing(results):
     "What was wanted and has no result: a DataFrame encoder, subject, seed, settings, why."
     items, got = {i.id: i for i in results.items}, set(results.table_of)
@@ -237,6 +240,7 @@ def missing(results):
     else: rows = _holes([i for i in results.items if None not in i.cell], got)
     return pd.DataFrame(rows, columns=[*CELL, "run", "why"])
 
+# %% ../nbs/12f_report.ipynb #7f590907
 def _holes(items, got):
     "Cells of the full product without a result, study by study."
     rows, study = [], lambda i: tuple(str(i.parameters.get(k)) for k in EYE)
@@ -261,6 +265,7 @@ def chance(measure):
 
 def unit(measure): return "points of 1000" if measure.startswith("CAT") else "%"
 
+# %% ../nbs/12f_report.ipynb #f0cea1ec
 def summarise(values, n_boot=2000, seed=0):
     "A row a table, measure and encoder: n_subjects, n_seeds (over all subjects), n_pictures, mean, low, high, interval (how), chance, unit."
     rows = []
@@ -271,6 +276,7 @@ def summarise(values, n_boot=2000, seed=0):
     out = pd.DataFrame(rows, columns="table measure encoder n_subjects n_seeds n_pictures mean low high interval chance unit".split())
     return out.sort_values("measure", key=lambda c: c.map(_measure_order), kind="stable").sort_values("table", kind="stable", ignore_index=True)
 
+# %% ../nbs/12f_report.ipynb #ed54a085
 def per_run(values):
     "A row a run and measure: the mean over its pictures. This is results.csv."
     keys = ["table", "id", *CELL, "measure"]
@@ -298,6 +304,7 @@ def _caveat(items, values):
     return " ".join((["these are `tiny` runs, made to test the road and not to measure."] if any(i.parameters.get("tiny") for i in items) else []) +
                     ([f"{', '.join(map(str, n))} pictures instead of 200."] if n and n != [200] else []))
 
+# %% ../nbs/12f_report.ipynb #b639c308
 def beside_paper(results, table, n_boot=2000):
     "[`Comparison`] of a table with those of the paper it has measures of, and the reasons where there is none."
     values, items = results.values[results.values.table == table], results.scored(table); said = {i.simulated for i in items}
@@ -310,6 +317,7 @@ def beside_paper(results, table, n_boot=2000):
             if not str(e).startswith("nothing of ours"): return out, str(e)
     return out, "" if out else "None of the measures is one of the paper's."
 
+# %% ../nbs/12f_report.ipynb #d48615b8
 def protocol_of(items):
     "What metrics.json of the runs says under `protocol`: {key: the value, or the different values}."
     seen = {}
@@ -435,6 +443,7 @@ SECTION = """
 <h3>Protocol</h3><dl>{% for k, v in t.protocol %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl></section>
 """
 
+# %% ../nbs/12f_report.ipynb #74ee6d5c
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><style>{{ style|safe }}</style></head>
 <body><header><table>{% for k, v in facts %}<tr><th scope="row">{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table></header><main>
@@ -463,6 +472,7 @@ def _links(item, out):
     there = [(t, f) for t, f in (("notebook", f"{item.name}.ipynb"), ("report", "report.html"), ("log", "run.log")) if (item.folder/f).is_file()]
     return dict(href=[(t, _link(item.folder, f, out)) for t, f in there]) if there else "missing"
 
+# %% ../nbs/12f_report.ipynb #ab245b7c
 def _embedded(path, width=580):
     "A picture as a data address, no wider than needed; empty where it cannot be read."
     from PIL import Image
@@ -474,6 +484,7 @@ def _embedded(path, width=580):
 
 def _in_words(item): return ", ".join(f"{'sub-' if k == 'subject' else '' if k == 'encoder' else k + ' '}{v:02d}" if k == "subject" and isinstance(v, int) else f"{NAMES.get(v, v) if k == 'encoder' else f'{k} {v}'}" for k, v in zip(CELL, item.cell) if v is not None)
 
+# %% ../nbs/12f_report.ipynb #8440b8ad
 def _grids_part(results, scored, out):
     "The first `GRIDS` picture grids, one seed of every encoder and person before the second seed."
     mine = sorted((i for i in results.items if i.id in results.grids and any(i.belongs(s) or i is s for s in scored)), key=lambda i: (str(i.cell[2]), str(i.cell[1]).zfill(4), _rank(str(i.cell[0]))))
@@ -490,6 +501,7 @@ def _tests_note(tests):
     return (f"Paired over the people both have; seeds and pictures averaged first. Difference with 95 % t interval. Holm over the {len(tests)} comparisons of this table. "
             f"With {n} people the smallest possible p is {min(1, 2/2**n):.2g}.")
 
+# %% ../nbs/12f_report.ipynb #9c6fe428
 def _protocol_part(values, items, summary):
     "What must be said beside the numbers; first what the rows themselves show."
     seeds = values.groupby(["encoder", "subject"]).seed.nunique()
@@ -500,6 +512,7 @@ def _protocol_part(values, items, summary):
     stated = protocol_of(items)
     return list((said | {k.replace("_", " "): v for k, v in stated.items() if k not in (*CELL, "simulated", "stage", "name") and v not in ("null", "")} | ({} if stated else {"protocol": "missing from metrics.json"})).items())
 
+# %% ../nbs/12f_report.ipynb #4ef166db
 def table_part(results, table, summary, out, reference=None, paper=None):
     "Everything the page says about one table. `paper`: what `beside_paper` gave, or None."
     values, items, s = results.values[results.values.table == table], results.scored(table), summary[summary.table == table]
@@ -603,11 +616,13 @@ def _weights(item):
 def _digest(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
+# %% ../nbs/12f_report.ipynb #bbbb0456
 def _fields(pairs):
     "A Markdown table of two columns."
     text = lambda v: "missing" if v in (None, "", [], {}) else re.sub(r"\s+", " ", v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)).replace("|", r"\|").replace("<", "&lt;")
     return "\n| | |\n|---|---|\n" + "".join(f"| {k} | {text(v)} |\n" for k, v in pairs)
 
+# %% ../nbs/12f_report.ipynb #4d06c1cb
 def _validation(item, fit):
     "The validation figures of the epoch that was kept, in a sentence."
     path = item.folder/"history.csv"
@@ -629,6 +644,7 @@ def _test(results, item, n_boot=2000):
         rows.append(dict(measure=m, unit=unit(m), value=_number(mean), span="missing" if pd.isna(low) else f"{_number(low)} – {_number(high)}", chance=_number(chance(m)) if np.isfinite(chance(m)) else "no fixed one", raw=round(float(mean), 3), how=how))
     return rows, scores[0], ""
 
+# %% ../nbs/12f_report.ipynb #41ab5ab5
 def _test_words(results, score, rows):
     "How the test figures of a card came about."
     said, v = score.metrics.get("protocol") or {}, results.values[results.values.id == score.id]
@@ -636,6 +652,7 @@ def _test_words(results, score, rows):
     return (f"Score run `{score.id}` of this one training. Split: {said.get('split', 'not stated')}; gallery: {said.get('gallery', 'not stated')} pictures; repetitions averaged: {said.get('repetitions_averaged_at_test', 'not stated')}; "
             f"{', '.join(f'{k}n = {n} pictures' for k, n in pictures.items()) or 'number of pictures not stated'}. Interval: {'; '.join(dict.fromkeys(r['how'] for r in rows))}. CAT has a control and a ceiling instead of a chance level.")
 
+# %% ../nbs/12f_report.ipynb #d9e297f0
 def _front(item, rows, title):
     "The YAML of a card. The test results go in as a model-index."
     from huggingface_hub import EvalResult, ModelCardData
@@ -677,6 +694,7 @@ def _paper_columns(summary, beside):
     if not found: return summary.assign(paper=np.nan, paper_low=np.nan, paper_high=np.nan, comparable=False)
     return summary.merge(pd.concat(found)[["table", "encoder", "measure", "paper", "paper_low", "paper_high", "comparable"]], "left", ["table", "encoder", "measure"])
 
+# %% ../nbs/12f_report.ipynb #5681e28d
 def report(runs, out, *, reference=None, paper=True, n_boot=2000, title="Report"):
     """Writes the report of `runs` (run folders, folders that hold some, or `Results`) into the folder `out` and returns its page, `index.html`; beside it results.csv (a row
     a run and measure), summary.csv (a row an encoder and measure), table.tex, report.json and cards/. `reference`: the encoder the others are compared with (default nerv);

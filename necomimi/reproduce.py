@@ -193,6 +193,7 @@ class Defect:
     here: str
     topics: tuple
 
+# %% ../nbs/12d_reproduce.ipynb #e7c1589e
 DEFECTS = {d.id: d for d in (Defect(i, r, h, tuple(t.split())) for i, r, h, t in (map(str.strip, line.split("|")) for line in """
 D1  | importing the loader loads ViT-H-14 onto the GPU | imports do nothing; features are a step of their own |
 D2  | CLIP features through the random-crop training transform, test pictures too | the evaluation transform, its hash in the file | identification
@@ -270,6 +271,7 @@ def our_interval(rows, n_boot=2000, seed=0):
 SIMULATED = ("our EEG is SIMULATED. No head was recorded: signal and noise are what the simulation made them, the pictures are others, "
              "and subject numbers do not name the paper's people.")
 
+# %% ../nbs/12d_reproduce.ipynb #de7205f2
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Ours beside the paper's. `table`: a row an encoder and measure (ours, ours_low, ours_high, interval, n_subjects, n_seeds, paper, paper_low, paper_high,
@@ -324,6 +326,7 @@ class Comparison:
         frames = {k: getattr(self, k).to_dict("records") for k in ("table", "subjects", "tests")}
         return dict(headline=self.headline, comparable=not self.why_not, **frames, notes=self.notes, defects={k: [d.id for d in ds] for k, ds in self.defects.items()}, settings=self.settings)
 
+# %% ../nbs/12d_reproduce.ipynb #6fab0662
 def _listed(values): return ", ".join(map(str, sorted(set(values))))
 
 # %% ../nbs/12d_reproduce.ipynb #3c13ec25
@@ -335,6 +338,7 @@ def _subjects(ours, name, comparable):
     out = out.sort_values(["measure", "encoder", "subject"], key=lambda c: c if c.name == "subject" else c.map(rank).fillna(len(rank)), kind="stable", ignore_index=True)
     return out[["encoder", "measure", "subject", "ours", "paper"]].assign(difference=out.ours - out.paper if comparable else np.nan)
 
+# %% ../nbs/12d_reproduce.ipynb #25c71b3e
 def _row(rows, people, n_boot, seed):
     "The figures of one encoder and measure, from ours (`rows`, tidy, may be empty) and `people` (as of `_subjects`)."
     ours = our_interval(rows, n_boot, seed) if len(rows) else (np.nan, np.nan, np.nan, "")
@@ -342,6 +346,7 @@ def _row(rows, people, n_boot, seed):
     return dict(n_subjects=rows.subject.nunique(), n_seeds=rows.seed.nunique(), interval=ours[3], n_paired=int(people.difference.count()),
                 **{f"{k}{end}": v for k, span in spans.items() for end, v in zip(("", "_low", "_high"), span)})
 
+# %% ../nbs/12d_reproduce.ipynb #9d75891f
 def against_paper(ours, table, *, simulated=None, unit="share", protocol=None, caveat="", repeated=(), reference="nerv", n_boot=2000, seed=0):
     """Our results beside the paper's `table` (a key of `PAPER`): a `Comparison`.
 
@@ -438,6 +443,7 @@ def cat_rows(study, subject, encoder, seed, name, brush, judge, prior=None, n_pi
 ENCODERS = ("nervformer", "nice", "muse", "atm_s", "nerv")
 CHAIN = {"necomimi-table1": "retrieval", "necomimi-table2": "retrieval", "necomimi-table3": "CAT"}
 
+# %% ../nbs/12d_reproduce.ipynb #138466e0
 def reproduce(table, study, subjects, *, encoders=ENCODERS, seeds=(0,), config=None, name="paper", prior=None, generator="sdxl-turbo", tags=None, n_pictures=None,
               mirror=None, accept_picture_terms=False, jobs=1, progress=True):
     """The whole chain for `table` ("necomimi-table1", "-table2", "-table3") on `study`: a `Comparison` with the paper, also saved in `root/results/<table>`.
@@ -467,6 +473,7 @@ def reproduce(table, study, subjects, *, encoders=ENCODERS, seeds=(0,), config=N
             found, n = score(subject, encoder, seed, name); rows.append(found); sizes.add(n)
     return _beside(table, study, pd.concat(rows, ignore_index=True), sizes, configs, name)
 
+# %% ../nbs/12d_reproduce.ipynb #8cd88f3e
 def _beside(table, study, ours, sizes, configs, name):
     "Comparison and files of what was measured."
     simulated = any(study.store(s, "test").simulated for s in ours.subject.unique())

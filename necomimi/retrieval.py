@@ -135,6 +135,7 @@ def _vectors(x, what):
     if len(bad): raise NecomimiError(f"{what} holds NaN or infinite values in {len(bad)} of {len(x)} rows, first row {bad[0]}: find out which trial made them before scoring")
     return x.astype(float)
 
+# %% ../nbs/07_retrieval.ipynb #54e51720
 def _queries(eeg, truth, subjects):
     "Stacks the subjects: (n, dim), truth, (n,) subject labels."
     if isinstance(eeg, dict): subjects, eeg = list(eeg), list(eeg.values())
@@ -152,6 +153,7 @@ def _queries(eeg, truth, subjects):
     elif len(truth) != sum(map(len, eeg)): truth = np.concatenate([truth]*len(eeg))
     return np.concatenate(eeg), truth, np.repeat(names, [len(e) for e in eeg])
 
+# %% ../nbs/07_retrieval.ipynb #6fe02c9f
 def _places(scores):
     "For every candidate: how many others score below it, how many exactly the same."
     low, high = (np.stack([np.searchsorted(s, row, side) for s, row in zip(np.sort(scores, 1), scores)]) for side in ("left", "right"))
@@ -162,6 +164,7 @@ def _shuffles(truth, n, seed):
     used, place = np.unique(truth, return_inverse=True)
     return np.random.default_rng([seed, 1]).permuted(np.tile(used, (n, 1)), axis=1)[:, place]
 
+# %% ../nbs/07_retrieval.ipynb #87bcd690
 def _row(win, k, top, truth, shuffled, boot):
     "One row of the table; `win` (n, n_gallery) is the success had each candidate been the truth."
     i, used = np.arange(len(truth)), np.unique(truth)
@@ -172,6 +175,7 @@ def _row(win, k, top, truth, shuffled, boot):
                 **dict(zip(("shuffled_low", "shuffled_high"), np.quantile(null, [.025, .975]))), p=(1 + (null >= hit.mean() - 1e-12).sum())/(1 + len(null)),
                 gain=gain.mean(), gain_low=low[1], gain_high=high[1]), hit
 
+# %% ../nbs/07_retrieval.ipynb #03802ad0
 def retrieve(eeg_embeddings, gallery, *, split, gallery_name, repetitions, truth=None, subjects=None, ks=None, n_boot=2000, n_shuffles=1000,
              seed=0, simulated=False, train_seeds=None):
     """k-way identification by cosine, exact over distractor sets, with intervals and the shuffled control.
@@ -217,6 +221,7 @@ def plot_retrieval(result, ax=None):
     ax.title.set_fontsize(9); ax.spines[["top", "right"]].set_visible(False); ax.legend(fontsize=7, frameon=False, loc="upper right", ncol=2)
     return ax
 
+# %% ../nbs/07_retrieval.ipynb #c418bda7
 def plot_similarity(result, order=None, ax=None):
     """Cosine of every query (mean over trials and subjects of a picture) with every gallery item. `order`: (n_gallery,) labels, for example the
     category of each gallery item; the matrix is sorted by them and their blocks are marked. Returns the axes."""
@@ -239,6 +244,7 @@ def plot_similarity(result, order=None, ax=None):
     ax.set(xlabel="picture in the gallery", ylabel="picture that was seen")
     return ax
 
+# %% ../nbs/07_retrieval.ipynb #9e1b886f
 RetrievalResult.plot, RetrievalResult.plot_similarity = plot_retrieval, plot_similarity
 
 # %% ../nbs/07_retrieval.ipynb #3d830b9a
@@ -277,6 +283,7 @@ class RepetitionCurve:
         ax.set_xticks(t.repetitions, t.repetitions.astype(str)); ax.minorticks_off(); ax.spines[["top", "right"]].set_visible(False); ax.legend(fontsize=7, frameon=False)
         return ax
 
+# %% ../nbs/07_retrieval.ipynb #e25fdea1
 def repetition_curve(embed_fn, store, gallery, *, split=None, gallery_name, repetitions=None, k=None, top=1, n_draws=5, n_boot=2000, seed=0, simulated=None, truth=None):
     """Accuracy for 1, 2, 5, 10, ... averaged repetitions, up to all there are.
 

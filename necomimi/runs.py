@@ -264,6 +264,7 @@ def _alive(status, folder=None):
     born = _born(pid) if status.get("born") else None
     return born is None or abs(born - status["born"]) < 2
 
+# %% ../nbs/12_runs.ipynb #702fad44
 @dataclass(frozen=True)
 class Run:
     "One run folder, as it is now."

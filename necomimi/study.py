@@ -20,6 +20,7 @@ __all__ = ['SPLITS', 'TINY', 'Study', 'number_list', 'pictures', 'prepare', 'loa
 SPLITS = ("training", "test")
 TINY = dict(n_exemplars=1, repetitions=(2, 4), snr=.2)      # options of the mini study for a run that only shows that it runs
 
+# %% ../nbs/12c_study.ipynb #79f1f52d
 @dataclass(frozen=True)
 class Study:
     """A study root and the road through it: `recipe` of the EEG (a name in `necomimi.preprocess.RECIPES`, or "mini" for simulated EEG on the embedded
@@ -101,6 +102,7 @@ def prepare(study, subjects, jobs=1, progress=True):
             preprocess_all(study.root/"Raw_data", study.stores, todo, recipe, jobs=jobs, pictures=tables, progress=progress, **options)
     return {n: {s: study.store(n, s) for s in SPLITS} for n in subjects}
 
+# %% ../nbs/12c_study.ipynb #ac8118a0
 def _mini_pictures(study, n_exemplars):
     "The pictures of the mini study, without anybody's EEG."
     from necomimi.mini import ATTRIBUTION, mini_pictures, pixels, write_pictures
@@ -109,6 +111,7 @@ def _mini_pictures(study, n_exemplars):
         write_pictures(study.stores, split, table, pixels(table))
     with writing(study.stores/"ATTRIBUTION.txt") as part: part.write_text(ATTRIBUTION, encoding="utf-8")
 
+# %% ../nbs/12c_study.ipynb #12e61726
 def _recipe(study):
     "The study's `Recipe`, changed by those options that are its fields (a store says so), and the other options."
     from necomimi.preprocess import RECIPES, Recipe
@@ -223,6 +226,7 @@ def draw(study, subject, encoder="nerv", seed=0, name="default", *, generator="m
     said = dict(generator=repr(brush.spec), draw_seed=draw_seed, guidance_scale=guidance_scale, weights=_digest(folder/"encoder"/"encoder.safetensors"), prior=prior.meta, n=len(rows), **options)
     return {k: _drawn(out/k.replace(" ", "-"), files, said, lambda e=e: generation.generate(brush, e, seed=draw_seed, progress=progress, **options)) for k, e in sets.items() if not conditions or k in conditions}
 
+# %% ../nbs/12c_study.ipynb #e5f50706
 def _drawn(folder, files, said, make):
     "The pictures in `folder` if they were drawn as `said`, else those of `make()`, saved there."
     from PIL import Image
@@ -236,6 +240,7 @@ def _drawn(folder, files, said, make):
         (part/"drawn.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
     return stack
 
+# %% ../nbs/12c_study.ipynb #1861feca
 def read_drawn(study, subject, encoder="nerv", seed=0, name="default", generator="mini"):
     "What `draw` left for the generator of that name, {condition: (n, H, W, 3) uint8}."
     from PIL import Image

@@ -61,6 +61,7 @@ class Contrast(nn.Module):
 # %% ../nbs/06_training.ipynb #24f64b3f
 _ONE_OF = dict(temperature=("standard", "reference"), average=("random", "all", None), same=("picture", "concept", None), schedule=("cosine", None))
 
+# %% ../nbs/06_training.ipynb #929a3a20
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of `fit`; the default is a sound one.
@@ -216,6 +217,7 @@ def _matrix(x, n, what):
     if len(bad := np.flatnonzero(~np.isfinite(x).all(1))): raise NecomimiError(f"{what} holds NaN or infinite values in {len(bad)} row(s), first row {bad[0]}")
     return torch.from_numpy(np.array(x, "float32"))
 
+# %% ../nbs/06_training.ipynb #b03f3de8
 def _prepare(eeg, targets, concepts, text_targets, ch_names, sfreq, config):
     "Checks everything at the door; `_Data`."
     _refuse_test(eeg)
@@ -573,6 +575,7 @@ class FitResult:
                 f"{'simulated EEG, ' if i['simulated'] else ''}{i['n_pictures']} pictures x {i['n_repetitions']} repetitions, {len(self.history)} epochs in {self.history.seconds.sum():.0f} s, "
                 f"epoch {i['epoch_kept']} kept, seed {self.config.seed}; loss {h.loss:.3f}{val}")
 
+# %% ../nbs/06_training.ipynb #0a25f4e8
 def _make(config, info):
     from necomimi.encoders import make_encoder
     return make_encoder(config.encoder, info["n_chans"], info["n_times"], info["n_outputs"], info["sfreq"], **config.encoder_options)

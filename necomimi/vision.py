@@ -49,6 +49,7 @@ class Embeddings:
         return (f"Embeddings({len(self)} x {self.dim}, norm {norms.mean():.2f} ± {norms.std():.2f}, {'normalised' if m.get('normalized') == 'true' else 'raw'}, "
                 f"{m.get('model', 'model unknown')} {m.get('pretrained', '')}{_aside(m)})")
 
+# %% ../nbs/03_vision.ipynb #38945f91
 def _fingerprint(n): return ",".join(map(str, np.unique(np.linspace(0, n-1, 5).astype(int))))
 def _aside(meta): return "".join(f", {k} {meta[k]}" for k, usual in (("layer", "final"), ("blur", "0")) if meta.get(k, usual) != usual)
 
@@ -148,6 +149,7 @@ def _items(pictures):
         a = np.asarray(p); return f"{a.shape} {hashlib.sha256(a.tobytes()).hexdigest()}"
     return _hash("\n".join(map(item, pictures)))
 
+# %% ../nbs/03_vision.ipynb #1dfe6d5a
 class VisionEncoder:
     """A frozen open_clip model: pictures and texts to `Embeddings` of width `dim`. Made by `load_vision`. `blocks`: how many a vision transformer has (others 0)."""
     def __init__(self, model, transform, tokenizer, name, pretrained, device="cpu"):
@@ -236,6 +238,7 @@ def load_vision(name="mini", pretrained=None, device="cpu", *, weights=None, cac
         transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
         return VisionEncoder(model, transform, open_clip.get_tokenizer(name, cache_dir=cache_dir), name, pretrained, device)
 
+# %% ../nbs/03_vision.ipynb #18c59e88
 def _advice(open_clip, tag, weights):
     if weights is not None: return "Expected this model's own weights, saved by open_clip as .safetensors or .pt"
     return (f"Without internet, fill the hub cache elsewhere (`hf download {tag.get('hf_hub', '').rstrip('/')}`) and copy it here, or pass weights=FILE"
@@ -272,6 +275,7 @@ def check_embeddings(embeddings, vision=None, pictures=None, target=None, tolera
     if wrong: raise NecomimiError(f"these features do not fit: {'; '.join(wrong)}. Embed the pictures again, or load the model they were made with")
     return embeddings
 
+# %% ../nbs/03_vision.ipynb #eaf2a6ca
 def _fingerprint_error(embeddings, vision, pictures, target):
     rows = [int(i) for i in (embeddings.meta.get("fingerprint") or _fingerprint(len(embeddings))).split(",")]
     unit = embeddings.meta.get("normalized") == "true"; pictures = pictures if isinstance(pictures, np.ndarray) else list(pictures)
@@ -304,6 +308,7 @@ def embed_cached(vision, pictures, path, *, target=Target(), batch_size=64, prog
 # %% ../nbs/03_vision.ipynb #67fade89
 _PUBLISHED_ROWS = {("training", "pictures"): (16540,), ("test", "pictures"): (200,), ("training", "texts"): (1654, 16540), ("test", "texts"): (200,)}
 
+# %% ../nbs/03_vision.ipynb #69ba6d09
 def import_features(path, *, model, pretrained, key=None, split=None):
     """`Embeddings` from a published feature file: a `.pt` dict (`key`: "img_features", the default, or "text_features"), a `.pt` tensor, or a `.npy`; (n, dim) or (n, 1, dim).
     `meta["normalized"]` is "true" where all norms are 1. `split`, if given ("training" or "test"), must fit the number of rows in THINGS-EEG2. `NecomimiError`
@@ -322,6 +327,7 @@ def import_features(path, *, model, pretrained, key=None, split=None):
     return Embeddings(x, dict(model=model, pretrained=pretrained, kind=kind, layer="final", blur="0", dtype="float32", normalized=str(unit).lower(), transform="unknown", items="unknown",
                               n=str(len(x)), fingerprint=_fingerprint(len(x)), imported=path.name, **(dict(split=split) if split else {})))
 
+# %% ../nbs/03_vision.ipynb #2d68d388
 def _load_pt(path):
     with _loading(path, "Expected a tensor, or a dict of tensors, as torch.save writes them"): return torch.load(path, map_location="cpu", weights_only=True)
 

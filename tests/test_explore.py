@@ -118,7 +118,7 @@ def test_app_without_voila_or_folder_is_one_line(started, tmp_path, monkeypatch,
 
 def test_the_wheel_carries_the_dashboard(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path/"lib")], cwd=ROOT, capture_output=True, text=True)
-    package = tmp_path/"lib"/"necomimi"; assert (package/"_notebooks"/"explore.ipynb").is_file() and (package/"_notebooks"/"pipeline.ipynb").is_file() and (package/"widgets"/"explore.py").is_file(), done.stderr
+    package = tmp_path/"lib"/"necomimi"; assert (package/"_notebooks"/"explore.ipynb").is_file() and (package/"_notebooks"/"pipeline.ipynb").is_file() and (package/"_notebooks"/"train.ipynb").is_file() and (package/"_notebooks"/"grids"/"tiny.yaml").is_file() and (package/"widgets"/"explore.py").is_file(), done.stderr
     monkeypatch.setattr("necomimi.runs.package_folder", lambda: package); assert cli.explore_notebook() == package/"_notebooks"/"explore.ipynb"
 
 # In Voila

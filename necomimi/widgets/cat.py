@@ -29,6 +29,7 @@ def _same_task(told, pictures, tags):
     for what, found, given in (("tags", told.get("tags"), tags and str(tags)), ("pictures", told.get("pictures"), None if pictures is None else hashlib.sha256(pictures.tobytes()).hexdigest())):
         if found and given and found != given: raise NecomimiError(f"this rating folder holds other {what} ({found[:40]}) than those given ({given[:40]}); take a new folder for a new set")
 
+# %% ../../nbs/10_cat.ipynb #811330b2
 def open_task(folder, pictures=None, tags=None, *, key=None, seed=0):
     """The `RatingTask` in `folder`, written first (`write_rating_task`, decoys included) if it is not there. `pictures`: (n, H, W, 3) uint8 or a list of paths and PIL pictures of one
     size, row i tagged by row i of `tags`; both may be left out for a folder that exists. `key`: default `<folder>-key.csv` beside it. `NecomimiError` for missing or other pictures and tags."""
@@ -45,6 +46,7 @@ def open_task(folder, pictures=None, tags=None, *, key=None, seed=0):
     _same_task(told, pictures, tags)
     return RatingTask(folder, sheet.drop_duplicates(ignore_index=True), dict(SLOTS) | told.get("meaning", {}), key)
 
+# %% ../../nbs/10_cat.ipynb #94d06cde
 def _stack(pictures):
     from necomimi.vision import as_pil
     arrays = [np.asarray(as_pil(p)) for p in pictures]
@@ -85,6 +87,7 @@ def rater_file(task, rater):
     if not re.fullmatch(r"\w[\w .-]{0,39}", rater := str(rater).strip()): raise NecomimiError(f"expected a rater's name of 1 to 40 letters, digits, blanks, dots or dashes, found {rater!r}")
     return task.folder/f"ratings-{rater}.csv"
 
+# %% ../../nbs/10_cat.ipynb #024fbc06
 def read_rater(path, task):
     "{row of the sheet: point} of one rater's file, checked against the sheet."
     try: r = pd.read_csv(path, dtype=str, keep_default_na=False)[["picture", "slot", "tag", "point", "rater"]]
@@ -95,6 +98,7 @@ def read_rater(path, task):
         raise NecomimiError(f"{path}: expected answers 0 or 1 of one rater to questions of this task, each once; this file holds something else. Move it away to begin anew")
     return dict(zip(rows, r.point.astype(int)))
 
+# %% ../../nbs/10_cat.ipynb #1d901f0f
 def begin(task, rater):
     "`CATRaterState` of `rater`: a new one, or where they left off."
     path, rater = rater_file(task, rater), str(rater).strip()
@@ -107,6 +111,7 @@ def answers(task, state):
     "The rater's answers as HumanJudge reads them: picture, slot, tag, point, rater."
     rows = sorted(state.points); return task.sheet.loc[rows].assign(point=[state.points[i] for i in rows], rater=state.rater)
 
+# %% ../../nbs/10_cat.ipynb #4a2af0d9
 def save_rater(task, state):
     with writing(rater_file(task, state.rater), "ratings") as part: answers(task, state).to_csv(part, index=False)
 
@@ -217,6 +222,7 @@ def draw_card(task, state, title=""):
     for ax in (a, b): ax.axis("off")
     fig.suptitle(title, fontsize=9); return fig
 
+# %% ../../nbs/10_cat.ipynb #bdbffd84
 class _Answers(Panel):
     "Of a panel with a rating `task`: agreement, export, judge, static picture."
     def need(self):

@@ -43,12 +43,14 @@ class Figure(go.FigureWidget):
         if key is None and getattr(self, "_layout_obj", None) is not None: self._trait_values.update(_widget_layout=deepcopy(self._layout_obj._props), _widget_data=deepcopy(self._data))
         return super().get_state(key, drop_defaults)
 
+# %% ../../nbs/00c_widgets.ipynb #fdbc1120
 def figure(traces, layout=None, bar=False, **more):
     "A `Figure` of `traces` that fits its place. `layout`: a plotly Layout; `more`: what is added to it; `bar`: with plotly's row of buttons."
     fig = Figure(data=traces, layout=dict(autosize=True, template="plotly_white", font_size=11, margin=dict(l=8, r=8, t=36, b=8)) | more if layout is None else layout)
     fig._config = fig._config | dict(responsive=True, **(dict(displaylogo=False) if bar else dict(displayModeBar=False)))
     return fig
 
+# %% ../../nbs/00c_widgets.ipynb #f7decc2d
 class Fit(anywidget.AnyWidget):
     "Invisible: tells plotly's figures to fit their place, once they have one and whenever it changes (they only look when the window changes). It also hears their double clicks."
     _esm = """export default { render({ model, el }) {
@@ -229,6 +231,7 @@ def thumbnail(picture, size=96):
     out = io.BytesIO(); image.save(out, "WEBP", quality=80, method=0)
     return out.getvalue()
 
+# %% ../../nbs/00c_widgets.ipynb #0273200d
 class PictureGrid(anywidget.AnyWidget):
     """Pictures to look through and choose from. `pictures`: a sequence of paths, PIL pictures or uint8 arrays, read when they come into view; `captions` in their
     order. Synchronised: `selected` (indices into `pictures`), `active` (place on the page of the one the keyboard is on), `order` (which are shown, in which order; empty: all),

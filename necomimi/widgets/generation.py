@@ -312,6 +312,7 @@ def _choose(self, name, value):
     if name == "repetitions" and value == self.material.store.trials.shape[1]: value = None
     setattr(self.state, name, list(value) if name == "trials" else value); self.say(); self.estimate()
 
+# %% ../../nbs/09_generation.ipynb #f2fce7e7
 def _search(self, text):
     "Shows the trials whose concept holds `text`."
     found = [i for i, c in enumerate(self.material.concepts) if text.lower().replace(" ", "_") in c.lower().replace(" ", "_")]
@@ -327,6 +328,7 @@ def _estimate(self):
     elif self.pace is None: self.clock.value = "measuring on one picture ..."
     elif not self.busy: self.clock.value = f"{_count(s.n_pictures, 'picture')} to draw: about {duration(self.pace.seconds(s))} (measured on one picture)"
 
+# %% ../../nbs/09_generation.ipynb #da785836
 def _measured(self, pace, error):
     with self.guarded():
         if error: self.measuring = None; self.clock.value = "no estimate"; raise error
@@ -342,6 +344,7 @@ def _start(self, _=None):
     self.progress.value, self.progress.max, self.draw_button.disabled, self.cancel_button.disabled = 0, s.n_pictures*s.steps, True, False
     self.say("drawing"); self.job = Job(lambda job: self._work(job, s), self._done)
 
+# %% ../../nbs/09_generation.ipynb #0133f738
 def _work(self, job, s):
     "In the thread: draws, and counts."
     if self.measuring: self.measuring.wait()
@@ -355,6 +358,7 @@ def _work(self, job, s):
     self.seconds = time.monotonic()-start; self.progress.value = self.progress.max
     return drawing
 
+# %% ../../nbs/09_generation.ipynb #beba0521
 def _done(self, drawing, error):
     "After the thread's work, however it ended."
     with self.guarded():

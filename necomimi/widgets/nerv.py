@@ -23,6 +23,7 @@ STAGES = ("time points", "temporal branch", "spatial branch", "fusion")
 def attention_blocks(encoder):
     f = encoder.fusion; return dict(zip(STAGES, (encoder.time_attention.attend, f.temporal, f.spatial, f.joint)))
 
+# %% ../../nbs/04_nerv.ipynb #59244f78
 @torch.no_grad()
 def look_inside(encoder, x):
     """One trial `x` (n_chans, n_times) through a `NERV`: {stage: attention (n_heads, n_queries, n_keys)}, and under "filters" what the spatial branch's filters
@@ -38,6 +39,7 @@ def look_inside(encoder, x):
         encoder.train(mode)
     return {k: v.float().cpu().numpy() for k, v in (got | {"filters": seen["filters"]}).items()}
 
+# %% ../../nbs/04_nerv.ipynb #b59ca880
 def token_windows(encoder):
     "(n_tokens, n_times): how a token's weight lies over the samples it sees; rows sum to 1."
     conv = encoder.temporal[0]; reach = np.convolve(np.ones(conv.pool_length), np.ones(conv.kernel_size[0])); out = np.zeros((encoder.n_tokens, encoder.n_times))
@@ -50,6 +52,7 @@ def token_spans(encoder, stage):
     start = np.arange(encoder.n_tokens)*encoder.temporal[0].pool_stride
     return np.tile(np.stack([start, start+encoder.temporal[0].kernel_size[0]+encoder.temporal[0].pool_length-1], 1), (1+(stage == "fusion"), 1))
 
+# %% ../../nbs/04_nerv.ipynb #10f19840
 def attended(matrix, windows=None):
     """Attention over samples relative to even attention, (n_times,): the mean over the rows of `matrix` (n_queries, n_keys), spread by `windows` (n_keys, n_times;
     None: keys are samples). NaN where no window reaches."""
@@ -71,6 +74,7 @@ def influence(encoder, x, n=8, seed=0):
 
 MAPS = ("spatial branch: patterns", "spatial branch: weights", "temporal branch: size of weights", "this trial: influence")
 
+# %% ../../nbs/04_nerv.ipynb #079c4709
 @torch.no_grad()
 def layer_input(encoder, x):
     "What enters the branches, (n, n_chans, n_times), for trials (n, n_chans, n_times)."
@@ -79,6 +83,7 @@ def layer_input(encoder, x):
     try: return standardise_sample(encoder.subject(encoder.time_attention(torch.as_tensor(x, dtype=torch.float32, device=next(encoder.parameters()).device)))).cpu().numpy()
     finally: encoder.train(mode)
 
+# %% ../../nbs/04_nerv.ipynb #7c0cbe67
 def filter_maps(encoder, kind, trials=None):
     "(n_filters, n_chans) maps of `kind` (one of MAPS but the last). `trials` (n, n_chans, n_times), scaled as for the encoder: what patterns take the covariance from."
     if kind == MAPS[2]: return np.sqrt(np.square(encoder.temporal[4].weight.detach().cpu().numpy().reshape(encoder.temporal[4].out_features, encoder.n_chans, -1)).mean(-1))
@@ -87,6 +92,7 @@ def filter_maps(encoder, kind, trials=None):
     x = layer_input(encoder, trials).transpose(1, 0, 2).reshape(encoder.n_chans, -1).astype(float); c = np.cov(x)
     return (c@weights.T@np.linalg.pinv(weights@c@weights.T)).T
 
+# %% ../../nbs/04_nerv.ipynb #e527a90d
 def map_picture(values, head):
     "A head map (n_chans,) as (H, W, 3) uint8, coloured to its own largest value; white outside of the head."
     from matplotlib import colormaps
@@ -145,6 +151,7 @@ class EncoderLensState:
         return out
     def span(self, encoder): return token_spans(encoder, self.stage)[self.query] if self.query >= 0 else None
 
+# %% ../../nbs/04_nerv.ipynb #c7b35330
 def token_names(encoder, stage, times):
     "What each token is called: the middle of what it sees in ms, with t or s for the branch where both are there."
     step = 1e3*(times[1]-times[0]); middle = [f"{1e3*times[0]+step*(a+b-1)/2:.0f} ms" for a, b in token_spans(encoder, stage)]
@@ -152,6 +159,7 @@ def token_names(encoder, stage, times):
 
 LINES = dict(zip(("time points", "temporal branch", "spatial branch", "fusion, temporal tokens", "fusion, spatial tokens"), ("#888888", *CATEGORIES[:4])))
 
+# %% ../../nbs/04_nerv.ipynb #db87c86f
 def lens_figure(lens):
     "Matplotlib figure of the present state of an `EncoderLens`."
     from matplotlib.figure import Figure

@@ -140,11 +140,13 @@ def arrange(pairs, view, by="category", most=400):
     thin = lambda x: x[np.unique(np.linspace(0, len(x)-1, min(most, len(x))).astype(int))]
     return thin(rows), thin(cols)
 
+# %% ../../nbs/07_retrieval.ipynb #0dbddbc4
 def blocks(labels):
     "Names of the runs in sorted `labels`, and their middles."
     names, start, count = np.unique(labels, return_index=True, return_counts=True)
     return names.tolist(), (start + count/2 - .5).tolist()
 
+# %% ../../nbs/07_retrieval.ipynb #a34001a7
 def planar(vectors, gallery, method="PCA", seed=0):
     """Positions (n, 2) of decoded vectors and (n_gallery, 2) of pictures, each kind centred. `method`: PCA (axes of the pictures, decoded vectors stretched to
     their spread) or t-SNE (both kinds together)."""
@@ -173,6 +175,7 @@ def matrix_figure(limit):
     return _figure([heat], "Cosine of every trial with every picture", 430, xaxis=_BARE | dict(title="picture in the gallery"), yaxis=_BARE | dict(title="trial", autorange="reversed"),
                    shapes=[_frame("#000000", 1.5), _frame("#009E73", 3), _frame("#E69F00", 3)])
 
+# %% ../../nbs/07_retrieval.ipynb #27d18849
 def map_figure(pairs):
     "Pictures (squares), decoded vectors (dots), the chosen trial joined to its right picture, and a legend of categories."
     key = [go.Scatter(x=[None], y=[None], mode="markers", marker=dict(color=c, size=9), name=n, hoverinfo="skip")
@@ -183,6 +186,7 @@ def map_figure(pairs):
                     go.Scatter(x=[None], y=[None], mode="markers", marker=dict(size=15, symbol="square-open", color="#E69F00", line_width=3), unselected=dict(marker_opacity=1), name="compared", hoverinfo="skip", showlegend=False), *key],
                    "Map", 430, xaxis=_BARE, yaxis=_BARE, dragmode="lasso", hovermode="closest", legend=dict(orientation="h", y=-.02, font_size=11))
 
+# %% ../../nbs/07_retrieval.ipynb #ddd40de0
 def place_figure():
     "Histogram of places: all trials, those counted, chance, and a line at the chosen trial."
     bars = [go.Bar(x=[0], y=[0], width=[1], marker_color=c, name=n, hovertemplate="places around %{x:.0f}: %{y} trials<extra></extra>") for c, n in (("#cccccc", "all trials"), (CATEGORIES[0], "counted"))]
@@ -297,6 +301,7 @@ def _choose(self, query=None, picture=None):
     s.query, s.picture = s.query if query is None else int(query), None if picture is None else int(picture)
     self._draw_choice(ranks)
 
+# %% ../../nbs/07_retrieval.ipynb #95b8ef87
 def _find(self, name):
     "The next trial of the picture called `name`."
     if not name: return
@@ -306,6 +311,7 @@ def _find(self, name):
 
 def _step(self, by): self.choose(self.rows[(int((self.rows == self.state.query).argmax()) + by) % len(self.rows)])
 
+# %% ../../nbs/07_retrieval.ipynb #a51db808
 def _in_bin(self, b):
     "The next counted trial whose right picture has a place in bin `b`."
     edges, places = place_counts(self.view.places, self.view.n_gallery)[0], self.view.places
@@ -318,6 +324,7 @@ def _category(self, name):
     if name == _LASSO and self.state.subset is None: self.controls["category"].value = self.state.category; raise NecomimiError("drag around dots on the map to choose trials")
     if name != _LASSO: self._count(name)
 
+# %% ../../nbs/07_retrieval.ipynb #e95b1aff
 def _count(self, category="all", subset=None):
     "Counts the trials of a category, or those of `subset`."
     s, control = self.state, self.controls["category"]; before = s.category, s.subset
@@ -338,6 +345,7 @@ def _refresh(self):
         c["repetition"].layout.display = "" if s.condition == "real" and self.pairs.single is not None else "none"; c["seed"].layout.display = "" if s.condition == "shuffled" else "none"
         self._draw_matrix(choice=False); self._draw_map(choice=False); self._draw_places(); self._draw_choice()
 
+# %% ../../nbs/07_retrieval.ipynb #90132be1
 def _draw_matrix(self, choice=True):
     p, v, by = self.pairs, self.view, self.state.order
     self.rows, self.cols = arrange(p, v, by)
@@ -348,6 +356,7 @@ def _draw_matrix(self, choice=True):
         self.matrix.layout.title.text = " · ".join(filter(None, [f"Cosine, {self.state.condition}", self.about]))
     if choice: self._draw_choice(False)
 
+# %% ../../nbs/07_retrieval.ipynb #359c902f
 def _draw_places(self):
     v, mask = self.view, counted(self.pairs, self.view, self.state)
     with self.places.batch_update():
@@ -358,6 +367,7 @@ def _draw_places(self):
         self.places.layout.title.text = f"Place of the right picture, median {np.median(v.places[mask]):g} of {v.n_gallery}"
     self._dim(mask)
 
+# %% ../../nbs/07_retrieval.ipynb #c3e65eae
 def _dim(self, mask):
     "Colours of the dots, those outside `mask` grey. Plotly's own lasso would choose again at every redraw, without telling: so it goes."
     self.map._send_relayout_msg({"selections": []})
@@ -378,10 +388,12 @@ def _draw_map(self, choice=True):
         else: return self._later(key, vectors)
     self._place_points(choice)
 
+# %% ../../nbs/07_retrieval.ipynb #60437af9
 def _remember(self, key, plane):
     if len(self._plane) > 50: self._plane.clear()
     self._plane[key] = plane
 
+# %% ../../nbs/07_retrieval.ipynb #afaed1e0
 def _later(self, key, vectors):
     "t-SNE in a thread, one at a time; the points move when it is done."
     self.say("t-SNE is being computed; the map follows")
@@ -394,6 +406,7 @@ def _later(self, key, vectors):
             if _where(self) == key: self.say("the map shows t-SNE", "done")
     self._job = Job(lambda job: planar(vectors, self.pairs.gallery, key[0]), done)
 
+# %% ../../nbs/07_retrieval.ipynb #d754fa0d
 def _place_points(self, choice=True):
     p, v, (e, g) = self.pairs, self.view, self._plane[_where(self)]
     with self.map.batch_update():
@@ -419,6 +432,7 @@ def _draw_choice(self, rank=True):
     self.places.plotly_relayout({"shapes[0].visible": True, "shapes[0].x0": v.places[s.query], "shapes[0].x1": v.places[s.query]})
     self._tell()
 
+# %% ../../nbs/07_retrieval.ipynb #f0dc88f7
 def _tell(self):
     "The picture of the chosen trial, and one line about the choice."
     s, v, p = self.state, self.view, self.pairs; truth = v.truth[s.query]; best = v.scores[s.query].argmax()
@@ -449,6 +463,7 @@ def _drawn(self):
     _static_gallery(self, below)
     return fig
 
+# %% ../../nbs/07_retrieval.ipynb #90a5ea6b
 def _static_gallery(self, part):
     from io import BytesIO
     from PIL import Image
@@ -460,6 +475,7 @@ def _static_gallery(self, part):
     h.bar((edges[1:]+edges[:-1])/2, n, np.diff(edges)*.92, color=CATEGORIES[0]); h.step(edges, np.append(chance, chance[-1]), "k:", where="post", label="chance"); h.axvline(v.places[s.query], c="#D55E00")
     h.legend(fontsize=7, frameon=False); h.set(xlabel="place of the right picture", ylabel="trials"); h.set_title(f"median {np.median(v.places):g} of {v.n_gallery}", fontsize=8)
 
+# %% ../../nbs/07_retrieval.ipynb #0d5a2506
 def _static(self):
     "`figure()`, or the message when there is nothing to show."
     return f"<p>{self.name}: {self.message.value}</p>".replace(' role="alert"', "") if self.pairs is None else self.figure()
