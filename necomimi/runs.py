@@ -15,6 +15,7 @@ import datetime
 import difflib
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -426,11 +427,13 @@ def _reason(e, limits=None):
     return f"{kind}: {_one_line(e)}"
 
 def _quiet_papermill():
-    "papermill notes the working directory of the whole process while it works, which several threads cannot all do; our paths are absolute."
+    "papermill notes the working directory of the whole process while it works, which several threads cannot all do; our paths are absolute. And it laments a dead kernel."
     from papermill.iorw import LocalHandler, papermill_io
     class Still(LocalHandler):
         def cwd(self, path): return None
-    if type(papermill_io.get_handler("local")).__name__ != "Still": papermill_io.register("local", Still())
+    if type(papermill_io.get_handler("local")).__name__ == "Still": return
+    papermill_io.register("local", Still())
+    logging.getLogger("papermill").addFilter(lambda r: "Kernel died" not in r.getMessage())      # we say why
 
 def _execute(path, folder, parameters, stages, threads, timeout, env=None, limits=None):
     "Papermill, into a file that gets its name when the notebook has ended, well or not."

@@ -20,8 +20,14 @@ def wait(e, seconds=300):
     assert not (e.job and e.job.running)
     return e
 
+@pytest.fixture(scope="module", autouse=True)
+def no_loop():
+    "As in a plain program: Playwright keeps an event loop of its own in this thread, which turns only while a page is waited for."
+    def none(): raise RuntimeError("no running event loop")
+    with pytest.MonkeyPatch.context() as m: m.setattr(explore, "asyncio", type("asyncio", (), dict(get_running_loop=staticmethod(none)))); yield
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, no_loop):
     "(a mini study made whole by the page, what the page said meanwhile): two subjects' EEG were there."
     from necomimi.study import prepare
     with pytest.MonkeyPatch.context() as m:

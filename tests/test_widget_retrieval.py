@@ -208,17 +208,27 @@ def test_click_on_the_map_chooses_the_trial_and_the_line_follows(sheet):
     p.mouse.click(*p.evaluate(AT, [1, *e[lonely].tolist()])); said(sheet, f"Trial {lonely}, seen {sheet.concepts[lonely]}: "); first(sheet, sheet.view.scores[lonely].argmax())
     p.wait_for_function("x => Math.abs(document.querySelectorAll('.js-plotly-plot')[1]._fullData[2].x[0] - x) < 1e-6", arg=float(e[lonely, 0]))
 
-def test_a_lasso_counts_its_trials_and_the_control_resets_it(sheet):
-    p = sheet.page; x0, y0, x1, y1 = p.evaluate("""() => { const el = document.querySelectorAll('.js-plotly-plot')[1], b = el.getBoundingClientRect(), l = el._fullLayout;
+COUNTS = "() => [...document.querySelectorAll('.js-plotly-plot')[2]._fullData[1].y].reduce((a, b) => a + b)"
+
+def lasso(p):
+    "Draws a lasso round the left half of the map: (how many trials lie in it, a corner of the map)."
+    x0, y0, x1, y1 = p.evaluate("""() => { const el = document.querySelectorAll('.js-plotly-plot')[1], b = el.getBoundingClientRect(), l = el._fullLayout;
         return [b.x + l.xaxis._offset + 3, b.y + l.yaxis._offset + 3, b.x + l.xaxis._offset + l.xaxis._length*.5, b.y + l.yaxis._offset + l.yaxis._length - 3] }""")
     p.mouse.move(x0, y0); p.mouse.down()
     for x, y in ((x1, y0), (x1, y1), (x0, y1), (x0, y0)): p.mouse.move(x, y, steps=6)
     p.mouse.up(); inside = p.evaluate("() => { const el = document.querySelectorAll('.js-plotly-plot')[1], l = el._fullLayout; return [...el._fullData[1].x].filter(x => l.xaxis.l2p(x) < l.xaxis._length*.5).length }")
-    counts = "() => [...document.querySelectorAll('.js-plotly-plot')[2]._fullData[1].y].reduce((a, b) => a + b)"
-    assert 0 < inside < 50; said(sheet, f"{inside} trials: median place"); p.wait_for_function(f"n => ({counts})() === n", arg=inside)
+    return inside, (x0 + 1, y0 + 1)
+
+def test_a_lasso_counts_its_trials_and_the_control_resets_it(sheet):
+    p = sheet.page; inside, _ = lasso(p)
+    assert 0 < inside < 50; said(sheet, f"{inside} trials: median place"); p.wait_for_function(f"n => ({COUNTS})() === n", arg=inside)
     bright = "n => { const e = document.querySelectorAll('.js-plotly-plot')[1], d = e._fullData[1]; return !(e.layout.selections || []).length && [...d.marker.color].filter(x => x !== '#d9d9d9').length === n }"
     p.wait_for_function(bright, arg=inside)
-    p.get_by_label("count trials of").select_option("all"); said(sheet, "50 trials: median place"); p.wait_for_function(f"n => ({counts})() === n", arg=50); p.wait_for_function(bright, arg=50)
+    p.get_by_label("count trials of").select_option("all"); said(sheet, "50 trials: median place"); p.wait_for_function(f"n => ({COUNTS})() === n", arg=50); p.wait_for_function(bright, arg=50)
+
+def test_a_double_click_on_the_map_counts_all_again(sheet):
+    p = sheet.page; inside, corner = lasso(p); said(sheet, f"{inside} trials: median place"); p.wait_for_timeout(600); p.mouse.dblclick(*corner)
+    said(sheet, "50 trials: median place"); p.wait_for_function(f"n => ({COUNTS})() === n", arg=50)
 
 def test_the_conditions_change_the_matrix(sheet):
     p = sheet.page

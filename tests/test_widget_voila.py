@@ -54,4 +54,4 @@ def test_the_pictures_and_the_rating_card_are_there(page):
 def test_an_event_goes_to_the_kernel_and_back(page):
     heat = "[...document.querySelectorAll('.js-plotly-plot')].find(d => d.data[0].type === 'heatmap')"; before = page.evaluate(f"Array.from({heat}.data[0].z)")
     handle = page.locator(".widget-slider:has(label:has-text('time (ms)')) .noUi-handle"); handle.focus(); page.keyboard.press("ArrowLeft"); page.wait_for_selector(".widget-label:has-text('340 ms')")
-    page.wait_for_function(f"was => Array.from({heat}.data[0].z).some((z, i) => Math.abs(z - was[i]) > 1e-3)", arg=before, timeout=20_000)
+    page.wait_for_function(f"was => Array.from({heat}.data[0].z).some((z, i) => Math.abs(z - was[i]) > 1e-3)", arg=before, timeout=60_000)

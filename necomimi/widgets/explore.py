@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'OURS', 'TABS', 'EPOCHS', 'cache_folder', 'study_of', 'study_here', 'Desk', 'Tab', 'road', 'ExploreState', 'Explore']
 
-# %% ../../nbs/13_cli.ipynb #f64caa7b
+# %% ../../nbs/13_cli.ipynb #b4f9aeee
 import asyncio, json, os
 from dataclasses import dataclass, replace
 from html import escape
@@ -15,7 +15,7 @@ from ..data import NecomimiError
 from ..study import Study
 from .common import Job, Panel
 
-# %% ../../nbs/13_cli.ipynb #ce38c7dd
+# %% ../../nbs/13_cli.ipynb #9f561984
 SMALL = dict(n_exemplars=2, repetitions=(2, 10), snr=.05)
 OURS = "explore"                                                     # name of the trainings made here
 
@@ -37,7 +37,7 @@ def study_here(study=None):
         except (ValueError, TypeError) as e: raise NecomimiError(f"NECOMIMI_STUDY: expected a folder or the fields of a Study as JSON, found {study[:80]!r} ({e})") from None
     return study if isinstance(study, Study) else study_of(study)
 
-# %% ../../nbs/13_cli.ipynb #73d55fbd
+# %% ../../nbs/13_cli.ipynb #bdc87210
 class Desk:
     "The things of one subject of a study, each read once. `encoder`: label of the chosen one in `trained()`."
     def __init__(self, study, subject=1, encoder=""): self.study, self.subject, self.encoder, self._kept = study, subject, encoder, {}
@@ -70,7 +70,7 @@ class Desk:
         return self._once("pictures", split, make=lambda: pictures(self.study, split))
     def files(self, split): return [self.study.images/f for f in self.table(split).file]
 
-# %% ../../nbs/13_cli.ipynb #67755ab0
+# %% ../../nbs/13_cli.ipynb #b1ef39e8
 def _topomaps(d):
     from necomimi.widgets.data import TopomapExplorer
     if not d.study.subjects(): raise NecomimiError(f"no EEG in {d.study.stores}. Run: necomimi preprocess --root {d.study.root}" + (" --mini" if d.study.embedded else f" --recipe {d.study.recipe}"))
@@ -87,7 +87,7 @@ def _training(d):
     s, config = d.joined(), TrainConfig(encoder="mlp", epochs=20, batch_size=128, lr=1e-3)
     return TrainingMonitor(s.training, s.targets, concepts=s.concepts, config=config, folder=d.study.folder(d.subject, "monitor", 0, OURS)/"encoder", device=d.study.device or "cpu")
 
-# %% ../../nbs/13_cli.ipynb #af05c10c
+# %% ../../nbs/13_cli.ipynb #f23a7d1b
 def _generation(d):
     from necomimi.widgets.generation import GenerationStudio
     d.label(); s = d.joined(); labels = sorted(d.trained(), key=lambda k: k != d.label())
@@ -98,7 +98,7 @@ def _attention(d):
     first, test = d.label("nerv"), d.joined().test; labels = sorted((k for k, v in d.trained().items() if v[0] == "nerv"), key=lambda k: k != first)
     return EncoderLens({k: d.fit(k) for k in labels}, test, pictures_root=d.study.images)
 
-# %% ../../nbs/13_cli.ipynb #8388107f
+# %% ../../nbs/13_cli.ipynb #39e1f65a
 def _rating(d, n=12):
     from necomimi.study import draw, load_tags
     from necomimi.widgets.cat import CATRater
@@ -111,7 +111,7 @@ def _runs(d):
     from necomimi.widgets.runs import RunBrowser
     return RunBrowser(d.study.root)
 
-# %% ../../nbs/13_cli.ipynb #f912483f
+# %% ../../nbs/13_cli.ipynb #4ab1af90
 @dataclass(frozen=True)
 class Tab:
     "`build(desk)` makes the panel; `after`: the stage of `road` that must be over (\"\": none, \"all\"); `uses`: what it is built anew for when it changes."
@@ -123,7 +123,7 @@ class Tab:
 TABS = (Tab("Topomaps", _topomaps, "EEG", ()), Tab("Similarity", _similarity, "mlp"), Tab("Training", _training, "all", ("subject",)), Tab("Generation", _generation, "all", ("subject",)),
         Tab("Attention", _attention, "nerv", ("subject",)), Tab("Rating", _rating, "all"), Tab("Runs", _runs, "", ()))
 
-# %% ../../nbs/13_cli.ipynb #192762c6
+# %% ../../nbs/13_cli.ipynb #9809cb16
 EPOCHS = dict(mlp=8, nerv=4)
 
 def road(study, subject=1):
@@ -151,7 +151,7 @@ def _fit_prior(study, subject, encoder):
     from necomimi.study import train_prior
     train_prior(study, subject, encoder, 0, OURS, PriorConfig(epochs=5, min_steps=100), progress=False)
 
-# %% ../../nbs/13_cli.ipynb #2fee6d08
+# %% ../../nbs/13_cli.ipynb #57a1241a
 @dataclass
 class ExploreState:
     "The open `tab`, the `subject` and `encoder` looked at, the stages still `left` to be made, what is being done (`now`) and what went wrong (`error`)."
@@ -182,7 +182,7 @@ class Explore(Panel):
         with self.guarded(): self.start(road(self.study, self.state.subject) if make else [])
         self.build_tab()
 
-# %% ../../nbs/13_cli.ipynb #3c1ed0b8
+# %% ../../nbs/13_cli.ipynb #380ee855
 def _header(self):
     "Says whose EEG it is, and that it is simulated where it is; offers the subjects and encoders there are."
     s, study, subjects = self.state, self.study, self.study.subjects() or [self.state.subject]
@@ -211,7 +211,7 @@ def _open(self, k): self.state.tab = k; self.header(); self.build_tab()
 
 Explore.header, Explore.look_at, Explore.close, Explore.open = _header, _look_at, _close, _open
 
-# %% ../../nbs/13_cli.ipynb #86059d13
+# %% ../../nbs/13_cli.ipynb #77191522
 def _build_tab(self, anew=False):
     "Builds the open tab if it is not there, or says what it lacks."
     with self.turn:
@@ -230,14 +230,14 @@ def _build_tab(self, anew=False):
 
 Explore.build_tab = _build_tab
 
-# %% ../../nbs/13_cli.ipynb #77e08197
+# %% ../../nbs/13_cli.ipynb #5d17dc99
 def _soon(self, do):
     "Runs `do()` in the kernel's own loop, where widgets are built; at once where there is none."
     def run():
         with self.guarded(): do()
     self._loop.call_soon_threadsafe(run) if self._loop and self._loop.is_running() else run()
 
-# %% ../../nbs/13_cli.ipynb #91f72e4a
+# %% ../../nbs/13_cli.ipynb #a31059c4
 def _start(self, todo):
     "Makes what is still to be made, in a thread."
     if not todo: return
@@ -253,7 +253,7 @@ def _start(self, todo):
 
 def _again(self): self.header(); self.build_tab()
 
-# %% ../../nbs/13_cli.ipynb #89945f13
+# %% ../../nbs/13_cli.ipynb #a9443300
 def _finish(self, error):
     "After the last stage, or after the one that failed."
     self.bar.layout.display, self.line.value, self.state.left = "none", "", ()

@@ -263,7 +263,8 @@ class SimilarityExplorer(Panel):
         self.grid = RankedGrid(self.pairs.pictures, self.pairs.concepts, size=96, height=360, label="gallery, best first", multiple=False); self.seen = w.HTML()
         self.matrix, self.map, self.places = matrix_figure(float(np.abs(self.pairs.eeg @ self.pairs.gallery.T).max())), map_figure(self.pairs), place_figure()
         gallery = w.VBox([w.HTML("<b>Gallery in the order of this trial</b>"), self.grid], layout=w.Layout(flex="3 1 400px", min_width="300px"))
-        self.build(Fit(), _row(*(c[k] for k in ("condition", "repetition", "seed"))), _row(*(c[k] for k in ("concept", "previous", "next", "order", "map", "category", "keep"))),
+        self.fit = Fit()
+        self.build(self.fit, _row(*(c[k] for k in ("condition", "repetition", "seed"))), _row(*(c[k] for k in ("concept", "previous", "next", "order", "map", "category", "keep"))),
                    _row(_wide(self.matrix, 420), _wide(self.map, 420)), _row(w.Box([self.seen], layout=w.Layout(width="150px")), gallery, _wide(self.places, 330)))
         self.root.children = [*self.root.children[:3], self.message, *self.root.children[3:-1]]; self.root.children[-1].layout.align_items = "flex-start"
         self._connect()
@@ -284,7 +285,9 @@ def _connect(self):
     click(self.map.data[0], lambda p: self.choose(picture=p.point_inds[0])); click(self.map.data[1], lambda p: self.choose(p.point_inds[0]))
     for bars in self.places.data[:2]: click(bars, lambda p: self._in_bin(p.point_inds[0]))
     self.map.data[1].on_selection(lambda _, points, __: self._clicked(lambda p: self._count(subset=tuple(p.point_inds)), points, True))
-    self.map.data[1].on_deselect(lambda _, points: self._clicked(lambda p: setattr(c["category"], "value", "all"), points, True))
+    def everybody():
+        with self.guarded(): c["category"].value = "all"
+    self.fit.on_double(self.map, everybody)
 
 def _clicked(self, handler, points, empty=False):
     with self.guarded():
