@@ -201,7 +201,8 @@ def test_threads_of_one_process_run_side_by_side(tmp_path, capfd):
     def go(k): return run_notebook(nb, tmp_path/f"run{k}", dict(epochs=k), progress=None, threads=1, html=False, env=dict(WHO=f"number {k}"), about=dict(id=f"id-{k}", needs=[]))
     with ThreadPoolExecutor(3) as pool: done = list(pool.map(go, range(1, 4)))
     assert [r.metrics["loss"] for r in done] == [.1, .1**2, .1**3] and [r.config["id"] for r in done] == ["id-1", "id-2", "id-3"] and all(r.state == "done" for r in done)
-    assert [(r.folder/"run.log").read_text().strip() for r in done] == ["number 1", "number 2", "number 3"]
+    logs = [(r.folder/"run.log").read_text() for r in done]                 # a kernel that is told to end may say so below
+    assert [x.splitlines()[0] for x in logs] == ["number 1", "number 2", "number 3"] and all(x.count("number") == 1 for x in logs)
     assert capfd.readouterr().out == "" and os.getcwd() == os.path.abspath(".") and len(set(os.listdir("/proc/self/fd")) - before) < 6
 
 def test_a_run_this_process_knows_nothing_of_is_lost(tmp_path):
