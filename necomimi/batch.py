@@ -4,33 +4,31 @@
 
 # %% ../nbs/12e_batch.ipynb #c1a6e403
 from __future__ import annotations
-import contextlib, difflib, hashlib, itertools, json, math, os, re, shutil, socket, tempfile, time, uuid
+import contextlib, hashlib, itertools, json, math, os, re, shutil, socket, tempfile, time, uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import pandas as pd
 from .data import NecomimiError, writing
-from .runs import _alive, _need, _now, cast, machine, notebook_path, notebooks_folder, parameters_of, read_json, run_notebook, versions, write_json
+from .runs import PLACE, _alive, _need, _now, did_you_mean, machine, notebook_path, notebooks_folder, parameters_of, read_json, run_notebook, versions, write_json
 
 # %% auto #0
-__all__ = ['STAGES', 'KEYS', 'LIMITS', 'PLACE', 'MOST', 'SOURCE', 'QUEUES', 'OWN_FAULT', 'HUES', 'read_grid', 'Stage',
-           'number_of_bytes', 'stages_of', 'combinations', 'Task', 'task_id', 'fingerprint', 'plan', 'ancestry',
-           'plot_tasks', 'Store', 'link_study', 'keep_new', 'gpu', 'perform', 'n_workers', 'workers', 'BatchResult',
-           'missing', 'print_record', 'open_store', 'run_tasks', 'batch', 'again']
+__all__ = ['STAGES', 'KEYS', 'LIMITS', 'MOST', 'SOURCE', 'QUEUES', 'OWN_FAULT', 'HUES', 'read_grid', 'Stage', 'number_of_bytes',
+           'stages_of', 'combinations', 'Task', 'task_id', 'fingerprint', 'plan', 'ancestry', 'plot_tasks', 'Store',
+           'link_study', 'keep_new', 'gpu', 'perform', 'n_workers', 'workers', 'BatchResult', 'missing', 'print_record',
+           'open_store', 'run_tasks', 'batch', 'again']
 
 # %% ../nbs/12e_batch.ipynb #6db61ba1
 STAGES = dict(preprocess=(), embed=(), train=("preprocess", "embed"), prior=("train",), generate=("prior",), score=("train", "generate"))
 KEYS = ("name", "stages", "parameters", "grid", "exclude", "include", "limits", "source")
 LIMITS = dict(time="seconds a run may take", memory="bytes, or text such as '4 GiB'", threads="CPU threads of a run", gpus="GPUs of a run: 0 or 1")
-PLACE = ("root", "out", "device")                      # where a run works: no part of what it is
 MOST = 10_000
 
 def _one_of(keys, known, where):
     "NecomimiError for the first of `keys` that is not in `known`, with the nearest."
     for k in keys:
         if k not in known:
-            near = difflib.get_close_matches(str(k), list(known), 1); hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise NecomimiError(f"{where}: {k!r} is not known{hint}; there are {', '.join(map(str, known))}")
+            raise NecomimiError(f"{where}: {k!r} is not known{did_you_mean(k, known)}; there are {', '.join(map(str, known))}")
 
 # %% ../nbs/12e_batch.ipynb #6a9079e9
 def _dict(x, where):
@@ -167,10 +165,6 @@ def _declared(stages):
     return {s.name: {k: p for k, p in parameters_of(s.notebook).items() if k not in PLACE} for s in stages}
 
 # %% ../nbs/12e_batch.ipynb #9c394158
-def _typed(stage, p, value):
-    try: return cast(value, p.type)
-    except (ValueError, TypeError, KeyError, SyntaxError): raise NecomimiError(f"parameter {p.name!r} of {stage.name}: expected {p.type} ({p.help}), found {value!r}") from None
-
 def plan(grid, force=False):
     """The `Task`s of a grid (a YAML file or a dict), needed ones first, each once. NecomimiError before anything is started: unknown or ill-typed parameters, circles,
     empty lists, more than `MOST` combinations without `force`."""
@@ -187,15 +181,15 @@ def plan(grid, force=False):
             mine = {k: v for k, v in (common | s.parameters | c).items() if k in declared[s.name]}; needs = tuple(dict.fromkeys(ids[n] for n in s.needs))
             key = (s.name, json.dumps(mine, sort_keys=True, default=str), needs)
             if key not in known:
-                given = {k: _typed(s, declared[s.name][k], v) for k, v in mine.items()}; full = {k: p.default for k, p in declared[s.name].items()} | given
+                given = {k: declared[s.name][k].read(v, s.name) for k, v in mine.items()}; full = {k: p.default for k, p in declared[s.name].items()} | given
                 known[key] = task_id(s.name, code[s.name], full, needs, mark); tasks[known[key]] = Task(known[key], s.name, s.notebook, given, needs, code[s.name], s.limits, source)
             ids[s.name] = known[key]
     return list(tasks.values())
 
 # %% ../nbs/12e_batch.ipynb #06ec4373
 def ancestry(tasks, id):
-    "The task `id` and all it needs, needed ones first."
-    by, out = {t.id: t for t in tasks}, {}
+    "The task `id` and all it needs, needed ones first. `tasks`: a list, or {id: task}."
+    by, out = tasks if isinstance(tasks, dict) else {t.id: t for t in tasks}, {}
     def walk(i):
         for n in by[i].needs: walk(n)
         out.setdefault(i, by[i])
@@ -507,9 +501,9 @@ def print_record(record, n, total):
 # %% ../nbs/12e_batch.ipynb #94e32d73
 def _submit(client, todo, tasks, store, ended):
     "{future: task} of the tasks to do; a needed task that ended earlier is handed over as its record."
-    futures, token = {}, uuid.uuid4().hex[:8]
+    futures, token, by = {}, uuid.uuid4().hex[:8], {t.id: t for t in tasks}
     for t in todo:
-        about = dict(id=t.id, tasks=[a.to_dict() for a in ancestry(tasks, t.id)])
+        about = dict(id=t.id, tasks=[a.to_dict() for a in ancestry(by, t.id)])
         futures[t.id] = client.submit(perform, t, store.url, about, *(futures[n] if n in futures else ended[n] for n in t.needs), key=f"{t.id}-{token}", pure=False)
     return {futures[t.id]: t for t in todo}
 

@@ -12,14 +12,13 @@ from urllib.parse import quote
 import numpy as np, pandas as pd
 from .data import NecomimiError, writing
 from .reproduce import _LATEX, NAMES, PAPER, against_paper, our_interval, paired_tests
-from .runs import PAGE, Run, _need, _now, content_hash, read_json, write_json
+from .runs import PAGE, PLACE, Run, _need, _now, content_hash, read_json, write_json
 
 # %% auto #0
-__all__ = ['DEPTH', 'CELL', 'PLACE', 'EYE', 'PAPER_TABLES', 'STYLE', 'MACROS', 'SECTION', 'TEMPLATE', 'GRIDS', 'ROWS', 'CARD',
-           'LIMITS', 'find_runs', 'Item', 'read_run', 'Results', 'collect', 'missing', 'chance', 'unit', 'summarise',
-           'per_run', 'main_measures', 'compare', 'beside_paper', 'protocol_of', 'plot_people', 'plot_curves',
-           'results_grid', 'people_grid', 'tests_grid', 'origins', 'warnings_of', 'table_part', 'page', 'latex', 'card',
-           'report']
+__all__ = ['DEPTH', 'CELL', 'EYE', 'PAPER_TABLES', 'STYLE', 'MACROS', 'SECTION', 'TEMPLATE', 'GRIDS', 'ROWS', 'CARD', 'LIMITS',
+           'find_runs', 'Item', 'read_run', 'Results', 'collect', 'missing', 'chance', 'unit', 'summarise', 'per_run',
+           'main_measures', 'compare', 'beside_paper', 'protocol_of', 'plot_people', 'plot_curves', 'results_grid',
+           'people_grid', 'tests_grid', 'origins', 'warnings_of', 'table_part', 'page', 'latex', 'card', 'report']
 
 # %% ../nbs/12f_report.ipynb #e197abfa
 DEPTH = 4
@@ -42,7 +41,7 @@ def find_runs(runs):
     return found
 
 # %% ../nbs/12f_report.ipynb #f321cec4
-CELL, PLACE, EYE = ("encoder", "subject", "seed"), ("root", "out", "device"), ("recipe", "vision", "pretrained", "name", "tiny")
+CELL, EYE = ("encoder", "subject", "seed"), ("recipe", "vision", "pretrained", "name", "tiny")
 
 # %% ../nbs/12f_report.ipynb #63969dcc
 @dataclass(frozen=True, eq=False)

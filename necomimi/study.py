@@ -153,13 +153,14 @@ def join(study, subject, targets=None):
     from necomimi.experiments import Subject
     targets = targets or load_targets(study)
     stores = {s: study.store(subject, s) for s in SPLITS}
+    tables = {s: pictures(study, s) for s in SPLITS}
     for s, store in stores.items():
-        listed = pictures(study, s)
+        listed = tables[s]
         if len(store) != len(listed): raise NecomimiError(f"subject {subject}, {s}: EEG of {len(store)} pictures, but {study.images} lists {len(listed)}. EEG and pictures must be of the same release.")
         if store.pictures is not None and (bad := [a for a, b in zip(store.pictures.concept, listed.concept) if a != b]):
             raise NecomimiError(f"subject {subject}, {s}: the EEG's concepts are not those of {study.images}, first {bad[0]!r}. Preprocess again with these pictures.")
         if len(targets[s]) != len(listed): raise NecomimiError(f"{s}: {len(targets[s])} embeddings for {len(listed)} pictures. Embed again.")
-    return Subject(subject, stores["training"], stores["test"], targets["training"], targets["test"], pictures(study, "training").concept.to_numpy())
+    return Subject(subject, stores["training"], stores["test"], targets["training"], targets["test"], tables["training"].concept.to_numpy())
 
 # %% ../nbs/12c_study.ipynb #316f7b9f
 def train(study, subject, config=None, name="default", progress=True, callback=None, eye=None):
