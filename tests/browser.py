@@ -54,7 +54,7 @@ class Sheet:
         p.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
         p.wait_for_function("['idle'].includes(document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status)", timeout=120_000)
         for _ in range(240):                                  # the page is connected to a kernel that waits
-            if any(x["kernel"]["execution_state"] == "idle" and x["kernel"]["connections"] for x in self.lab.api("sessions")): break
+            if any(x["path"] == str(self.path.relative_to(self.lab.home)) and x["kernel"]["execution_state"] == "idle" and x["kernel"]["connections"] for x in self.lab.api("sessions")): break
             time.sleep(.25)
         p.wait_for_timeout(1500)
         for _ in range(6):                                    # a kernel that says idle before it listens loses the first order
@@ -82,8 +82,11 @@ class Sheet:
     def __exit__(self, *a): self.page.close(); self.lab.shut_kernels()
 
 class Lab:
-    "A JupyterLab on a folder of its own, and a browser."
-    def __init__(self, browser, root, port, token, env): self.browser, self.root, self.port, self.token, self.env = browser, root, port, token, env
+    "A JupyterLab on the folder `home`, and a browser. Notebooks and what their kernels write lie in `root`, a folder below it."
+    def __init__(self, browser, home, port, token, env, root=None): self.browser, self.home, self.root, self.port, self.token, self.env = browser, home, root or home, port, token, env
+    def within(self, name):
+        "The same server, working in a folder of its own: test files leave nothing in each other's way."
+        root = self.home/name; root.mkdir(); return Lab(self.browser, self.home, self.port, self.token, self.env, root)
     def open(self, *cells, name="sheet", width=1280, height=1400):
         "A notebook of these code cells, opened; use as `with lab.open(...) as sheet: sheet.run()`."
         path = self.root/f"{name}.ipynb"
@@ -92,8 +95,9 @@ class Lab:
         return self.visit(path, width, height)
     def visit(self, path, width=1280, height=1400):
         page = self.browser.new_page(viewport=dict(width=width, height=height)); sheet = Sheet(page, Path(path), self); sheet.listen()
-        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{Path(path).relative_to(self.root)}?reset&token={self.token}", wait_until="domcontentloaded")
+        page.goto(self.url(path), wait_until="domcontentloaded")
         return sheet
+    def url(self, path): return f"http://127.0.0.1:{self.port}/lab/tree/{Path(path).relative_to(self.home)}?reset&token={self.token}"
     def api(self, path, method="GET"):
         with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"}), timeout=20) as r: return json.loads(r.read() or "null")
     def shut_kernels(self):

@@ -35,7 +35,11 @@ def browser():
     with a_browser() as b: yield b
 
 @pytest.fixture(scope="session")
-def lab(browser, tmp_path_factory):
-    "A running JupyterLab on an empty folder, with a browser (tests/browser.py)."
+def lab_server(browser, tmp_path_factory):
     from browser import a_lab
     with a_lab(browser, tmp_path_factory.mktemp("lab")) as l: yield l
+
+@pytest.fixture(scope="module")
+def lab(lab_server, request):
+    "A running JupyterLab with a browser (tests/browser.py), in an empty folder of this test file's own."
+    return lab_server.within(request.module.__name__)

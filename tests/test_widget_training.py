@@ -1,5 +1,5 @@
 "TrainingMonitor: the same training as without it, pause, stop-and-keep, messages; then in a real JupyterLab."
-import os, time
+import os, threading, time
 from dataclasses import replace
 import numpy as np, pytest, torch
 from torch import nn
@@ -77,6 +77,19 @@ def test_two_trainings_at_a_time_are_refused():
     assert "under way" in m.message.value
     m.stop(); finished(m); assert len(plain().history) == 4
 
+def test_paused_is_said_only_when_the_training_rests():
+    m = monitor(); gate, at_step, halfway = threading.Event(), threading.Event(), Slow.forward
+    def slow(self, x):
+        if self.training and len(m.state.history) == 1: at_step.set(); gate.wait(10)
+        return halfway(self, x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slow, "forward", slow); m.start(); assert at_step.wait(30)                                # in the middle of a step, its dropout still to be drawn
+        m.pause(); assert m.state.phase == "pausing" and "pausing before the next step" in m.message.value and m.pauser.description == "Go on" and m.state.active
+        m.pause(); assert m.state.phase == "running" and m.pauser.description == "Pause"                        # thought better of it
+        m.pause(); gate.set(); until(lambda: m.state.phase == "paused"); torch.manual_seed(1); torch.rand(99)
+        assert "cells may use torch freely" in m.message.value; m.pause(); finished(m)
+    assert same(m.result, plain())
+
 def test_state_tells_speed_and_time_left():
     s = TrainingMonitorState(replace(CONFIG, epochs=10), "running"); assert np.isnan(s.seconds_left) and training_readout(s)["samples/s"] == "…"
     for i in range(4): s.note(dict(history=[], step=i, steps=4, samples=16), 50 + .25*i)
@@ -93,8 +106,8 @@ def test_curves_and_readout():
     assert all(v == ([], []) for v in training_curves(TrainingMonitorState(CONFIG)).values())
 
 def test_the_same_as_without_it_even_when_paused_and_others_draw():
-    m = monitor(wait=.01); m.start(); until(lambda: len(m.state.history) == 1); m.pause(); n = len(m.options["encoder"].steps); time.sleep(.15)
-    assert m.state.phase == "paused" and (held := len(m.options["encoder"].steps)) <= n + 1                      # within one step
+    m = monitor(wait=.01); m.start(); until(lambda: len(m.state.history) == 1); m.pause(); n = len(m.options["encoder"].steps); until(lambda: m.state.phase == "paused")
+    assert (held := len(m.options["encoder"].steps)) <= n + 1                                                    # within one step
     torch.manual_seed(5); torch.rand(1000); time.sleep(.1); assert len(m.options["encoder"].steps) == held
     m.pause(); finished(m)
     assert m.state.phase == "done" and same(m.result, plain()) and m.bar.value == 1

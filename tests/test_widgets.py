@@ -132,7 +132,7 @@ def test_a_notebook_without_its_kernel_shows_the_picture(lab, sheet):
     assert "necomimi-static" in path.read_text()
     copy = path.with_name("reopened.ipynb"); nb = json.loads(path.read_text()); copy.write_text(json.dumps(nb))
     page = lab.browser.new_page(viewport=dict(width=1280, height=900))
-    page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{copy.name}?reset&token={lab.token}"); page.wait_for_selector(".necomimi-static", timeout=60_000, state="attached")
+    page.goto(lab.url(copy)); page.wait_for_selector(".necomimi-static", timeout=60_000, state="attached")
     page.wait_for_timeout(4000);
     assert page.locator(".necomimi-static").is_visible() and not page.get_by_text("model not found").first.is_visible()
     page.close()
@@ -158,6 +158,6 @@ def test_a_kernel_restart_leaves_each_widget_readable(lab):
             assert p.locator(".necomimi-panel img[alt='thing 0'], .necomimi-panel figcaption").first.is_visible() and p.locator(".js-plotly-plot .heatmaplayer image").first.is_visible()
             p.locator('.necomimi-panel .necomimi-cell').first.click()
         assert s.errors == []
-        p.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{s.path.name}?reset&token={lab.token}"); p.wait_for_selector(".necomimi-static", timeout=60_000, state="attached"); p.wait_for_timeout(4000)
+        p.goto(lab.url(s.path)); p.wait_for_selector(".necomimi-static", timeout=60_000, state="attached"); p.wait_for_timeout(4000)
         assert p.locator(".necomimi-panel").count() == 0 and readable() == [True, True] and p.locator(".necomimi-static img").count() == 1
         s.run(); p.wait_for_selector(".js-plotly-plot .heatmaplayer image"); assert not p.locator(".necomimi-static").first.is_visible(), "run again, the widgets are back"

@@ -124,7 +124,8 @@ class Panel:
 class Stopped(Exception): "Raised inside a `Job` that was told to stop."
 
 class Job:
-    """`work(job)` in a thread of its own. The work calls `job.step()` often: it waits there while paused and leaves (`Stopped`) when stopped.
+    """`work(job)` in a thread of its own. The work calls `job.step()` often: it waits there while paused and leaves (`Stopped`) when stopped. `job.step(hold)` calls
+    `hold()` when it has come to wait: only then does the work rest.
     `done(result, error)` is called at the end: `error` is None, a `Stopped`, or what the work raised."""
     def __init__(self, work, done=lambda result, error: None):
         self._go, self._stop, self.result, self.error = threading.Event(), threading.Event(), None, None
@@ -134,8 +135,8 @@ class Job:
         except Stopped as e: self.error = e
         except Exception as e: self.error = e
         done(self.result, self.error)
-    def step(self):
-        self._go.wait()
+    def step(self, hold=lambda: None):
+        while self.paused: hold(); self._go.wait(1)
         if self._stop.is_set(): raise Stopped("stopped")
     def pause(self): self._go.clear()
     def go_on(self): self._go.set()
