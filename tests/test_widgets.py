@@ -161,3 +161,26 @@ def test_a_kernel_restart_leaves_each_widget_readable(lab):
         p.goto(lab.url(s.path)); p.wait_for_selector(".necomimi-static", timeout=60_000, state="attached"); p.wait_for_timeout(4000)
         assert p.locator(".necomimi-panel").count() == 0 and readable() == [True, True] and p.locator(".necomimi-static img").count() == 1
         s.run(); p.wait_for_selector(".js-plotly-plot .heatmaplayer image"); assert not p.locator(".necomimi-static").first.is_visible(), "run again, the widgets are back"
+
+LATE = """
+import plotly.graph_objects as go
+from necomimi.widgets.common import Fit, PlotlyCode, figure
+plot = figure([go.Scatter(y=[1, 2, 3]), go.Bar(y=[0, 0])], height=240)"""
+
+CHANGES = "plot.data[0].y = [7, 8, 9]; plot.add_scatter(y=[4, 4]); plot.update_layout(title_text='changed', height=260)"
+@pytest.mark.parametrize("name,changes", [("late", CHANGES + ";"), ("late-and-shown-again", CHANGES)])
+def test_a_plot_whose_code_comes_late_has_missed_nothing(lab, name, changes):
+    "anywidget gives a widget two seconds; plotly's 5 MB may take longer (a busy machine), and the kernel does not wait."
+    with lab.open(LATE, "plot", changes, "plot.data = [plot.data[0], plot.data[2]];", name=name) as s:
+        p = s.page; p.evaluate("() => { const was = requestIdleCallback; window.requestIdleCallback = (f, how) => how?.timeout === 3000 ? setTimeout(() => f({ didTimeout: true, timeRemaining: () => 0 }), 6000) : was(f, how) }"); s.run(); assert p.locator(".js-plotly-plot").count() == 0, "the code is not there yet"
+        shown = "() => { const g = document.querySelector('.js-plotly-plot'); return g?._fullLayout && [g.data.map(t => [...(t.y._inputArray ?? t.y)]), g.layout.title.text, g.layout.height] }"
+        p.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000); assert p.evaluate(shown) == [[[7, 8, 9], [4, 4]], "changed", 260]
+        s.python("plot.data[1].y = [5, 6]"); p.wait_for_function(f"() => ({shown})()[0][1][1] === 6")
+        said = s.python("print(PlotlyCode.one() is PlotlyCode.one(), sum(len(v) for v in plot.get_state().values() if isinstance(v, (str, bytes))) < 10_000)"); assert said == "True True"
+        assert s.errors == []
+
+def test_the_code_is_carried_again_after_it_was_closed():
+    from necomimi.widgets.common import PlotlyCode, figure
+    import plotly.graph_objects as go
+    first = PlotlyCode.one(); name = first.model_id; assert figure([go.Bar(y=[1])]).get_state()["_plotly"]["carrier"] == name and len(first.code) > 1e6
+    first.close(); again = figure([go.Bar(y=[1])]).get_state()["_plotly"]["carrier"]; assert again == PlotlyCode.one().model_id != name
