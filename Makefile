@@ -6,8 +6,6 @@ DEPS  := settings.ini setup.py constraints-cpu.txt scripts/install.sh scripts/fi
 OUT   ?= runs/demo
 ARGS  ?=
 JOBS  ?= 2
-# Voila gives a page that loads slowly plots which no longer hear the kernel, so this file wants the machine to itself.
-ALONE := tests/test_widget_voila.py
 # Freed memory stays with the process: 1.5 to 2.4 times faster training on a CPU.
 export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
@@ -35,8 +33,7 @@ test: export MPLBACKEND ?= agg
 test: $(VENV)/.stamp-test ## install with the test tools, then: modules in step with notebooks, every notebook, pytest
 	@echo "== export in sync"; python scripts/check_sync.py
 	@echo "== notebooks"; nbdev_test --n_workers 2 --timing
-	@echo "== pytest, one at a time"; python -m pytest -q $(ALONE) $(ARGS) || [ $$? = 5 ]
-	@echo "== pytest"; python -m pytest -q -n $(JOBS) --dist loadfile tests $(ALONE:%=--ignore=%) $(ARGS)
+	@echo "== pytest"; python -m pytest -q -n $(JOBS) --dist loadfile tests $(ARGS)
 
 lab: $(VENV)/.stamp-demo ## JupyterLab on the notebooks (this machine only, with a token)
 	@$(BIN)/necomimi lab $(ARGS)
