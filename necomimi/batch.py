@@ -13,10 +13,10 @@ from .data import NecomimiError, writing
 from .runs import PLACE, _alive, _need, _now, did_you_mean, machine, notebook_path, notebooks_folder, parameters_of, read_json, run_notebook, versions, write_json
 
 # %% auto #0
-__all__ = ['STAGES', 'KEYS', 'LIMITS', 'MOST', 'SOURCE', 'QUEUES', 'OWN_FAULT', 'HUES', 'read_grid', 'Stage', 'number_of_bytes',
-           'stages_of', 'combinations', 'Task', 'task_id', 'fingerprint', 'plan', 'ancestry', 'plot_tasks', 'Store',
-           'link_study', 'keep_new', 'gpu', 'perform', 'n_workers', 'workers', 'BatchResult', 'missing', 'print_record',
-           'open_store', 'run_tasks', 'batch', 'again']
+__all__ = ['STAGES', 'KEYS', 'LIMITS', 'MOST', 'SOURCE', 'HOME', 'QUEUES', 'OWN_FAULT', 'HUES', 'read_grid', 'Stage',
+           'number_of_bytes', 'stages_of', 'combinations', 'Task', 'task_id', 'fingerprint', 'plan', 'ancestry',
+           'plot_tasks', 'Store', 'link_study', 'keep_new', 'gpu', 'perform', 'n_workers', 'workers', 'BatchResult',
+           'missing', 'print_record', 'open_store', 'run_tasks', 'batch', 'again']
 
 # %% ../nbs/12e_batch.ipynb #6db61ba1
 STAGES = dict(preprocess=(), embed=(), train=("preprocess", "embed"), prior=("train",), generate=("prior",), score=("train", "generate"))
@@ -228,6 +228,8 @@ class Store:
 
     @property
     def shown(self): return re.sub(r"//[^/@]*@", "//", self.url)          # no password leaves in a message
+    @property
+    def label(self): return re.sub(r"[^A-Za-z0-9._-]+", "-", str(self.path)).strip("-") or "store"
     def __repr__(self): return f"Store({self.shown!r})"
     def at(self, *parts): return "/".join([str(self.folder or self.path).rstrip("/"), *parts])
     def read(self, *parts):
@@ -309,7 +311,35 @@ def _store_lock(self, id):
     from filelock import FileLock
     home = self.work/"locks"; home.mkdir(parents=True, exist_ok=True); return FileLock(home/f"{id}.lock", mode=0o666)
 
-Store.files, Store.place, Store.publish, Store.notebook, Store.send, Store.lock = _store_files, _store_place, _store_publish, _store_notebook, _store_send, _store_lock
+
+# %% ../nbs/12e_batch.ipynb #7d0c1be2
+HOME = ("encoder.safetensors", "fit.json")          # what is copied of a run's study folder
+
+def _fetch(self, id, into):
+    "Copies the run `id`, of its study folder only `HOME`; one that has not changed stays as it is."
+    said, home = self.status(id), self.at("runs", id)
+    if said.get("state") in ("done", "failed") and read_json(into/"status.json", {}) == said: return
+    with writing(into, f"copy of {id}") as part:
+        part.mkdir()
+        for f in self.fs.find(home):
+            where = Path(os.path.relpath(f, home))
+            if where.parts[0] != "study" or where.name in HOME: (part/where).parent.mkdir(parents=True, exist_ok=True); self.fs.get_file(f, str(part/where))
+
+def _store_copy(self, into, progress=True):
+    "A local folder with what a report reads of the runs: the store's own, or `into`, brought up to date. NecomimiError where the store has no runs or breaks off."
+    if self.folder: return self.folder
+    from tqdm.auto import tqdm
+    into = Path(into); self.fs.invalidate_cache()
+    try:
+        ids = sorted({Path(p).name for p in self.fs.ls(self.at("runs"), detail=False)})
+        for id in tqdm(ids, "runs", disable=not progress): _fetch(self, id, into/"runs"/id)
+        for b in self.batches(): write_json(into/"batches"/f"{b}.json", self.read("batches", f"{b}.json"))
+    except NecomimiError: raise
+    except Exception as e: raise NecomimiError(f"cannot copy the runs of the store {self.shown}: {type(e).__name__}: {_line(e)}") from None
+    return into
+
+# %% ../nbs/12e_batch.ipynb #a4e0f6b1
+Store.files, Store.place, Store.publish, Store.notebook, Store.send, Store.lock, Store.copy = _store_files, _store_place, _store_publish, _store_notebook, _store_send, _store_lock, _store_copy
 
 # %% ../nbs/12e_batch.ipynb #89dffefd
 def link_study(study, folders, source=None):

@@ -118,7 +118,7 @@ def batch(grid: Annotated[Optional[str], typer.Argument(help="The grid, a YAML f
           force: Annotated[bool, typer.Option("--force", help="Allow more than 10,000 combinations.")] = False,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and stop.")] = False,
           again: Annotated[Optional[Path], typer.Option(help="Repeat a run of a batch, with all it needs, from its config.json (or run folder) alone.")] = None,
-          report: Annotated[bool, typer.Option(help="Write a report of the runs when all have ended (for a store that is a folder).")] = True):
+          report: Annotated[bool, typer.Option(help="Write a report of the runs when all have ended: in the store, or for a store at an address in runs/.")] = True):
     "A grid of runs on this machine or a cluster: each once, what is done is not done again."
     from necomimi import batch as room
     from necomimi.data import NecomimiError
@@ -127,7 +127,9 @@ def batch(grid: Annotated[Optional[str], typer.Argument(help="The grid, a YAML f
     options = dict(scheduler=scheduler, queue="slurm" if slurm else queue, n=workers, options=_values(option), retry_failed=retry_failed)
     result = room.again(again, store, **options) if again else room.batch(grid, store, force=force, **options)
     print("", result, sep="\n")
-    if report and result.store.folder and any(r["stage"] == "score" and r["state"] == "done" for r in result.records): _report([result.store.folder/"runs"/r["id"] for r in result.records], result.store.folder/"report")
+    if report and any(r["stage"] == "score" and r["state"] == "done" for r in result.records):
+        out = (result.store.folder or Path("runs")/result.store.label)/"report"
+        _report([_near_runs(result.store, out)/"runs"/r["id"] for r in result.records], out)
     if not result.ok: raise typer.Exit(1)
 
 # %% ../nbs/13_cli.ipynb #b2978912
@@ -137,18 +139,23 @@ def _say_plan(room, tasks, store, retry_failed):
     for t in tasks: print(f"{state[t.id]:<7} {t!r}" + (f"  (needs {', '.join(t.needs)})" if t.needs else ""))
     print(f"{len(tasks)} runs, {len(todo)} to do, {room.n_workers(todo)} side by side here; store {store.shown}")
 
+def _near_runs(store, out):
+    "The folder of a store's runs; of one at an address, a copy beside the report."
+    return store.copy(out.with_name(f"{out.name}-runs")/store.label)
+
 def _report(runs, out, **options):
     from necomimi.report import report
     page = report(runs, out, **options); print(f"report     {_near(page)}")
 
 # %% ../nbs/13_cli.ipynb #3a1ce1b3
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+def report(runs: Annotated[list[str], typer.Argument(help="Run folders, folders that hold some, or the address of a batch's store (s3://...).")],
            out: Annotated[Path, typer.Option(help="Folder for the page, the tables and the model cards.")] = Path("report"),
            reference: Annotated[Optional[str], typer.Option(help="The encoder the others are compared with; default nerv.")] = None,
            title: Annotated[str, typer.Option(help="Title of the page.")] = "Report"):
     "One page about many runs: means over subjects with intervals, comparisons, the paper's numbers beside, curves, pictures; CSV, LaTeX, model cards."
-    _report(runs, out, reference=reference, title=title)
+    from necomimi.batch import Store
+    _report([_near_runs(Store(r), out) if "://" in r else Path(r) for r in runs], out, reference=reference, title=title)
 
 # %% ../nbs/13_cli.ipynb #82225435
 def lab_folder(here="."):

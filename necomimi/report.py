@@ -609,7 +609,9 @@ def _weights(item):
         study = Study((item.folder/p.get("root", "study")).resolve(), p.get("recipe"), p.get("vision"), p.get("pretrained") or None)
         found = [f for f in [study.folder(p["subject"], p["encoder"], p["seed"], p.get("name", "default"))/"encoder"/"encoder.safetensors"] if f.is_file()]
     made = (item.config.get("data") or {}).get("encoder")
-    if len(found) != 1 or made and content_hash(found[0]) != made: return None, {}
+    try:
+        if len(found) != 1 or made and content_hash(found[0]) != made: return None, {}
+    except NecomimiError: return None, {}
     return found[0].parent, read_json(found[0].parent/"fit.json") or {}
 
 def _digest(path):

@@ -221,10 +221,12 @@ def rerun_parameters(config, force=False):
 
 # %% ../nbs/12_runs.ipynb #a246a885
 def content_hash(path):
-    "sha256 of a file's bytes; of a safetensors file, of its tensors (names, types, shapes, values) without the remarks in its header."
+    "sha256 of a file's bytes; of a safetensors file, of its tensors (names, types, shapes, values) without the remarks in its header. NecomimiError for a damaged one."
     with open(path, "rb") as f:
         if Path(path).suffix != ".safetensors": return hashlib.file_digest(f, "sha256").hexdigest()
-        header = json.loads(f.read(int.from_bytes(f.read(8), "little"))); header.pop("__metadata__", None)
+        n = int.from_bytes(f.read(8), "little")
+        try: header = json.loads(f.read(n if n <= os.stat(path).st_size else 0)); header.pop("__metadata__", None)
+        except (ValueError, AttributeError): raise NecomimiError(f"{path} is damaged or no safetensors file: its header cannot be read. Make or fetch it again.") from None
         return hashlib.file_digest(f, lambda: hashlib.sha256(json.dumps(header, sort_keys=True).encode())).hexdigest()
 
 def record_data(out, **hashes):

@@ -224,3 +224,41 @@ def test_failure_in_the_middle_leaves_the_earlier_report(made, tmp_path, monkeyp
     monkeypatch.setattr(R, "write_json", full)
     with pytest.raises(NecomimiError, match="No space left"): report(made[0]/"runs"/"score-nerv-2-0", out, n_boot=50)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before and {p.name for p in tmp_path.iterdir()} == {"out"}
+
+# a store that is no folder
+@pytest.fixture
+def far(made):
+    "The store of `made` at an address, with study folders in its trainings."
+    fsspec = pytest.importorskip("fsspec", reason="needs necomimi[batch]"); fs = fsspec.filesystem("memory"); home, _ = made; top = "/far/mine"
+    fs.put(str(home/"runs"), f"{top}/runs", recursive=True)
+    for name in ("stores/sub-01/eeg.npy", "models/x/encoder/encoder.safetensors", "models/x/encoder/fit.json"): fs.pipe_file(f"{top}/runs/train-nerv-1-0/study/{name}", b"{}"*50)
+    yield fs, top, f"memory:/{top}"
+    fs.rm("/far", recursive=True)
+
+def test_report_of_a_store_at_an_address(made, far, tmp_path, capsys, monkeypatch):
+    from necomimi import cli
+    fs, top, url = far; home, page = made; out = tmp_path/"page"; monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: cli.main(["report", url, "--out", str(out)])
+    assert e.value.code == 0, capsys.readouterr().err
+    same = lambda p: pd.read_csv(p/"results.csv").drop(columns="id", errors="ignore"); pd.testing.assert_frame_equal(same(out), same(page.parent))
+    copy = tmp_path/"page-runs"/"far-mine"; kept = {p.name for p in (copy/"runs"/"train-nerv-1-0").rglob("*") if p.is_file()}
+    assert {"encoder.safetensors", "fit.json", "history.csv", "status.json"} <= kept and "eeg.npy" not in kept
+    links = [l for l in re.findall(r'href="([^"#]+)"', text(out/"index.html")) if not l.startswith("http")]; assert any(l.endswith("train.ipynb") for l in links) and all((out/l).exists() for l in links)
+
+def test_a_second_copy_fetches_what_has_changed(far, tmp_path, monkeypatch):
+    from necomimi.batch import Store
+    fs, top, url = far; store = Store(url); store.copy(tmp_path/"here", progress=False); got = []
+    def get(self, a, b, **kw): got.append(a); return real(self, a, b, **kw)
+    real = type(fs).get_file; monkeypatch.setattr(type(fs), "get_file", get)
+    store.copy(tmp_path/"here", progress=False); assert not [g for g in got if "/runs/train" in g or "/runs/score" in g], "ended runs are there already"
+    store.set_status("train-nice-4-0", state="done"); store.copy(tmp_path/"here", progress=False); assert {g.split("/runs/")[1].split("/")[0] for g in got if "/runs/t" in g} == {"train-nice-4-0"}
+    assert json.loads((tmp_path/"here"/"runs"/"train-nice-4-0"/"status.json").read_text())["state"] == "done"
+
+def test_a_far_store_without_runs_or_that_breaks_off(far, tmp_path, monkeypatch):
+    from necomimi.batch import Store
+    fs, top, url = far
+    with pytest.raises(NecomimiError, match="cannot copy the runs of the store memory://far/nothing: FileNotFoundError"): Store("memory://far/nothing").copy(tmp_path/"a")
+    def broken(self, a, b, **kw): raise ConnectionResetError("gone")
+    monkeypatch.setattr(type(fs), "get_file", broken)
+    with pytest.raises(NecomimiError, match="gone"): Store(url).copy(tmp_path/"b", progress=False)
+    assert not [p for p in (tmp_path/"b").rglob("*") if p.is_file()], "nothing half-fetched is left"

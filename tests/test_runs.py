@@ -242,6 +242,10 @@ def test_content_hash_sees_tensors_not_remarks(tmp_path):
     def made(name, x, **meta): save_file(dict(w=x), tmp_path/name, metadata=meta); return content_hash(tmp_path/name)
     assert made("a.safetensors", np.eye(2), seconds="1") == made("b.safetensors", np.eye(2), seconds="2") != made("c.safetensors", np.ones((2, 2)), seconds="1")
     assert made("d.safetensors", np.eye(2).reshape(4)) != content_hash(tmp_path/"a.safetensors"), "the shape counts"
+    whole = (tmp_path/"a.safetensors").read_bytes()
+    for k, damage in enumerate((b"{}"*50, whole[:20], b"", whole[:8] + b"[" + whole[9:])):
+        (bad := tmp_path/f"bad{k}.safetensors").write_bytes(damage)
+        with pytest.raises(NecomimiError, match=f"bad{k}.safetensors is damaged"): content_hash(bad)
     record_data(tmp_path, a="1"); record_data(tmp_path, b="2"); assert read_json(tmp_path/"data.json") == dict(a="1", b="2")
 
 def test_explain_notebook_reads_as_a_list(tmp_path):
