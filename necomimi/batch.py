@@ -4,7 +4,7 @@
 
 # %% ../nbs/12e_batch.ipynb #c1a6e403
 from __future__ import annotations
-import contextlib, hashlib, itertools, json, math, os, re, shutil, socket, tempfile, time, uuid
+import asyncio, concurrent.futures, contextlib, hashlib, itertools, json, math, os, re, shutil, socket, tempfile, time, uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -542,10 +542,16 @@ def _follow(client, futures, tell):
     "Tells each record as it comes; True when all came, False when the scheduler went away."
     from distributed import as_completed
     for f in as_completed(futures, loop=client.loop):
-        if f.status in ("cancelled", "lost"): return False
-        if f.status == "finished": tell(f.result())
-        else: tell(_record(futures[f], dict(state="failed", kind="lost", error=f"its worker died again and again ({type(f.exception()).__name__})")))
+        try: record = _fetched(f, futures[f])
+        except (OSError, TimeoutError, asyncio.CancelledError, concurrent.futures.CancelledError): return False      # it went away between the news and the record
+        if record is None: return False
+        tell(record)
     return True
+
+def _fetched(f, task):
+    "The record of an ended future; None when the scheduler took it back."
+    if f.status == "finished": return f.result()
+    if f.status == "error": return _record(task, dict(state="failed", kind="lost", error=f"its worker died again and again ({type(f.exception()).__name__})"))
 
 # %% ../nbs/12e_batch.ipynb #42168c09
 def _round(todo, tasks, store, ended, tell, where, progress):

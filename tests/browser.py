@@ -83,10 +83,10 @@ class Sheet:
 
 class Lab:
     "A JupyterLab on the folder `home`, and a browser. Notebooks and what their kernels write lie in `root`, a folder below it."
-    def __init__(self, browser, home, port, token, env, root=None): self.browser, self.home, self.root, self.port, self.token, self.env = browser, home, root or home, port, token, env
+    def __init__(self, browser, home, port, token, env, root=None, pages="lab/tree"): self.browser, self.home, self.root, self.port, self.token, self.env, self.pages = browser, home, root or home, port, token, env, pages
     def within(self, name):
         "The same server, working in a folder of its own: test files leave nothing in each other's way."
-        root = self.home/name; root.mkdir(); return Lab(self.browser, self.home, self.port, self.token, self.env, root)
+        root = self.home/name; root.mkdir(); return Lab(self.browser, self.home, self.port, self.token, self.env, root, self.pages)
     def open(self, *cells, name="sheet", width=1280, height=1400):
         "A notebook of these code cells, opened; use as `with lab.open(...) as sheet: sheet.run()`."
         path = self.root/f"{name}.ipynb"
@@ -97,7 +97,7 @@ class Lab:
         page = self.browser.new_page(viewport=dict(width=width, height=height)); sheet = Sheet(page, Path(path), self); sheet.listen()
         page.goto(self.url(path), wait_until="domcontentloaded")
         return sheet
-    def url(self, path): return f"http://127.0.0.1:{self.port}/lab/tree/{Path(path).relative_to(self.home)}?reset&token={self.token}"
+    def url(self, path): return f"http://127.0.0.1:{self.port}/{self.pages}/{Path(path).relative_to(self.home)}?reset&token={self.token}"
     def api(self, path, method="GET"):
         with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"}), timeout=20) as r: return json.loads(r.read() or "null")
     def shut_kernels(self):
@@ -119,10 +119,11 @@ def absent(why):
     (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
 
 @contextlib.contextmanager
-def a_lab(browser, root):
+def a_lab(browser, root, app="jupyterlab"):
+    "`app`: jupyterlab or notebook."
     port, token = free_port(), "token-of-the-tests"; tmp, env = private_home()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly"]
-    with serving(command, env, root, f"http://127.0.0.1:{port}/api/status?token={token}", root/"lab.log"): yield Lab(browser, root, port, token, env)
+    command = [sys.executable, "-m", app, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}", *(["--LabApp.news_url=None", "--LabApp.extension_manager=readonly"] if app == "jupyterlab" else [])]
+    with serving(command, env, root, f"http://127.0.0.1:{port}/api/status?token={token}", root/"lab.log"): yield Lab(browser, root, port, token, env, pages=dict(jupyterlab="lab/tree", notebook="notebooks")[app])
     shutil.rmtree(tmp, ignore_errors=True)
 
 @contextlib.contextmanager

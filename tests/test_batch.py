@@ -325,6 +325,21 @@ def test_a_scheduler_that_stays_away(small, tmp_path):
         t.join()
     whole(store); assert "queued" not in states(store).values(); result = batch(grid, store, n=2, **quiet); assert result.ok and values(store) == EXPECTED
 
+@pytest.mark.parametrize("status", ["finished", "error", "cancelled", "lost"])
+def test_a_scheduler_lost_between_the_news_and_the_record(monkeypatch, status):
+    import distributed
+    class Future:
+        def __init__(self, status, outcome): self.status, self.outcome = status, outcome
+        def result(self):
+            if isinstance(self.outcome, Exception): raise self.outcome
+            return self.outcome
+        def exception(self): return self.outcome if isinstance(self.outcome, ValueError) else self.result()
+    from types import SimpleNamespace
+    monkeypatch.setattr(distributed, "as_completed", lambda futures, loop: iter(futures)); told = []; task = room.Task("x-0", "x", "x", {})
+    gone = distributed.comm.core.CommClosedError("reset by peer")
+    assert room._follow(SimpleNamespace(loop=None), {Future("finished", dict(id="a")): task, Future(status, gone): task, Future("finished", dict(id="b")): task}, told.append) is False and told == [dict(id="a")]
+    assert room._follow(SimpleNamespace(loop=None), {Future("finished", dict(id="a")): task, Future("error", ValueError("x")) if status == "error" else Future("finished", dict(id="c")): task}, told.append) is True and len(told) == 3
+
 def test_an_unreachable_scheduler_and_one_without_workers(small, tmp_path, monkeypatch):
     with pytest.raises(NecomimiError, match="no Dask scheduler answers at tcp://127.0.0.1"): batch(small, tmp_path/"store", scheduler=f"tcp://127.0.0.1:{port()}", **quiet)
     assert states(tmp_path/"store") == {}

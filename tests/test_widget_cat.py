@@ -117,6 +117,9 @@ def turned(p, change):
     old = p.get_attribute(".necomimi-card", "data-turn"); change()
     p.wait_for_function(f"() => document.querySelector('.necomimi-card').dataset.turn > {old}")
 
+def says(p, text): p.wait_for_selector(f".necomimi-panel :text('{text}')")
+def pressed(p, n): p.wait_for_function(f"() => document.querySelectorAll('.necomimi-question [aria-pressed=true]').length === {n}")
+
 def read(sheet, name="Ada"): return pd.read_csv(sheet.path.parent/"task"/f"ratings-{name}.csv", dtype=str)
 
 def test_keys_and_clicks_end_in_the_raters_file(sheet):
@@ -130,11 +133,11 @@ def test_keys_and_clicks_end_in_the_raters_file(sheet):
 
 def test_the_last_question_brings_the_next_picture_and_backspace_takes_back(sheet):
     p = sheet.page; asked = p.locator(".necomimi-question").count(); src = p.get_attribute(".necomimi-card img", "src")
-    turned(p, lambda: [p.keyboard.press("y") for _ in range(asked-4)]); assert p.get_attribute(".necomimi-card img", "src") != src and "picture 2 of 4" in p.inner_text(".necomimi-panel")
-    assert len(read(sheet)) == asked and p.locator(".necomimi-question [aria-pressed=true]").count() == 0
-    turned(p, lambda: p.keyboard.press("Backspace")); assert "picture 1 of 4" in p.inner_text(".necomimi-panel") and len(read(sheet)) == asked-1
-    turned(p, lambda: p.keyboard.press("n")); assert "picture 2 of 4" in p.inner_text(".necomimi-panel")
-    turned(p, lambda: p.keyboard.press("ArrowLeft")); assert p.locator(".necomimi-question [aria-pressed=true]").count() == asked
+    turned(p, lambda: [p.keyboard.press("y") for _ in range(asked-4)]); says(p, "picture 2 of 4"); p.wait_for_function("was => document.querySelector('.necomimi-card img').src !== was", arg=src)
+    assert len(read(sheet)) == asked; pressed(p, 0)
+    turned(p, lambda: p.keyboard.press("Backspace")); says(p, "picture 1 of 4"); assert len(read(sheet)) == asked-1
+    turned(p, lambda: p.keyboard.press("n")); says(p, "picture 2 of 4")
+    turned(p, lambda: p.keyboard.press("ArrowLeft")); pressed(p, asked)
     turned(p, lambda: p.keyboard.press("ArrowRight")); p.keyboard.press("y"); p.keyboard.press("n"); p.wait_for_selector(f"text={asked+2} of")
     p.locator(".necomimi-card").evaluate("c => c.scrollIntoView()"); sheet.shot("CATRater")
 
@@ -142,7 +145,7 @@ def test_a_bad_name_is_a_message_and_a_second_rater_starts_fresh(sheet):
     p = sheet.page; name = p.locator(".necomimi-panel input[type=text]").first
     name.fill("../up"); p.click("button:has-text('Start or resume')"); p.wait_for_selector("[role=alert]:has-text('expected a rater')")
     turned(p, lambda: (name.fill("Ben"), p.keyboard.press("Tab"), p.click("button:has-text('Start or resume')")))
-    p.wait_for_selector("text=welcome, Ben"); assert p.locator(".necomimi-question [aria-pressed=true]").count() == 0 and "0 of" in p.inner_text(".necomimi-panel")
+    p.wait_for_selector("text=welcome, Ben"); pressed(p, 0); says(p, "0 of")
 
 def test_ben_rates_all_with_keys_then_agreement_export_and_score(sheet):
     p = sheet.page; p.locator(".necomimi-card").focus()
@@ -159,7 +162,7 @@ def test_resuming_a_missing_picture_and_the_console(sheet):
     p = sheet.page; name = p.locator(".necomimi-panel input[type=text]").first; before = len(read(sheet))
     sheet.python("gone = begin_at = [p for p in rater.task.folder.glob('*.png')]\nfor p in gone: p.rename(p.with_suffix('.away'))")
     turned(p, lambda: (name.fill("Ada"), p.keyboard.press("Tab"), p.click("button:has-text('Start or resume')")))
-    p.wait_for_selector("[role=alert]:has-text('missing or cannot be read')"); assert p.locator(".necomimi-question [aria-pressed=true]").count() == 2 and f"{before} of" in p.inner_text(".necomimi-panel")
+    p.wait_for_selector("[role=alert]:has-text('missing or cannot be read')"); pressed(p, 2); says(p, f"{before} of")
     sheet.python("for p in gone: p.with_suffix('.away').rename(p)"); p.locator(".necomimi-card").focus()
     turned(p, lambda: p.keyboard.press("ArrowRight")); p.wait_for_selector(".necomimi-card img[src]")
     assert "Traceback" not in p.inner_text(".jp-Notebook") and sheet.errors == []

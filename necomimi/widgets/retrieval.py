@@ -264,9 +264,10 @@ class SimilarityExplorer(Panel):
         self.matrix, self.map, self.places = matrix_figure(float(np.abs(self.pairs.eeg @ self.pairs.gallery.T).max())), map_figure(self.pairs), place_figure()
         gallery = w.VBox([w.HTML("<b>Gallery in the order of this trial</b>"), self.grid], layout=w.Layout(flex="3 1 400px", min_width="300px"))
         self.fit = Fit()
+        below = _row(w.Box([self.seen], layout=w.Layout(width="150px")), gallery, _wide(self.places, 330)); below.layout.align_items = "flex-start"
         self.build(self.fit, _row(*(c[k] for k in ("condition", "repetition", "seed"))), _row(*(c[k] for k in ("concept", "previous", "next", "order", "map", "category", "keep"))),
-                   _row(_wide(self.matrix, 420), _wide(self.map, 420)), _row(w.Box([self.seen], layout=w.Layout(width="150px")), gallery, _wide(self.places, 330)))
-        self.root.children = [*self.root.children[:3], self.message, *self.root.children[3:-1]]; self.root.children[-1].layout.align_items = "flex-start"
+                   _row(_wide(self.matrix, 420), _wide(self.map, 420)), below)
+        parts = [p for p in self.root.children if p is not self.message]; self.root.children = [*parts[:3], self.message, *parts[3:]]
         self._connect()
         with self.guarded(): self.refresh()
 

@@ -1,5 +1,5 @@
-"Widgets in a Voila page, each in a cell of its own: what was drawn after a figure was made is there, as the kernel has it, and an event goes both ways."
-import json
+"Widgets in Voila and in Notebook 7, each in a cell of its own: what was drawn after a figure was made is there, as the kernel has it, and an event goes both ways."
+import contextlib, json
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -31,12 +31,17 @@ TOTALS = """() => { const flat = a => a == null ? [] : a._inputArray ? flat(a._i
     const total = t => flat(t.type === 'heatmap' ? t.z : t.y).filter(Number.isFinite).reduce((a, b) => a + b, 0);
     return [...document.querySelectorAll('.necomimi-panel')].map(p => [...p.querySelectorAll('.js-plotly-plot')].map(d => d.data.map(total))) }"""
 
-@pytest.fixture(scope="module")
-def page(browser, tmp_path_factory):
-    from browser import a_voila
-    folder = tmp_path_factory.mktemp("voila"); path = folder/"widgets.ipynb"
-    nbformat.write(new_notebook(cells=[new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), path)
-    with a_voila(browser, path) as p:
+@pytest.fixture(scope="module", params=["voila", "notebook"])
+def page(request, browser, tmp_path_factory):
+    from browser import a_lab, a_voila
+    folder = tmp_path_factory.mktemp(request.param)
+    with contextlib.ExitStack() as stack:
+        if request.param == "notebook":
+            pytest.importorskip("notebook", reason="needs notebook (necomimi[dev])"); lab = stack.enter_context(a_lab(browser, folder, "notebook"))
+            sheet = stack.enter_context(lab.open(*CELLS, name="widgets", height=6000)); p = sheet.run().page
+        else:
+            nbformat.write(new_notebook(cells=[new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), folder/"widgets.ipynb")
+            p = stack.enter_context(a_voila(browser, folder/"widgets.ipynb"))
         p.wait_for_selector("#truth", timeout=180_000, state="attached"); p.wait_for_function("() => document.querySelectorAll('.js-plotly-plot .main-svg').length >= 11*3", timeout=90_000); yield p
 
 def test_every_figure_shows_what_the_kernel_has(page):
@@ -55,3 +60,12 @@ def test_an_event_goes_to_the_kernel_and_back(page):
     heat = "[...document.querySelectorAll('.js-plotly-plot')].find(d => d.data[0].type === 'heatmap')"; before = page.evaluate(f"Array.from({heat}.data[0].z)")
     handle = page.locator(".widget-slider:has(label:has-text('time (ms)')) .noUi-handle"); handle.focus(); page.keyboard.press("ArrowLeft"); page.wait_for_selector(".widget-label:has-text('340 ms')")
     page.wait_for_function(f"was => Array.from({heat}.data[0].z).some((z, i) => Math.abs(z - was[i]) > 1e-3)", arg=before, timeout=60_000)
+
+def test_plain_keys_are_the_widgets_and_the_others_jupyters(page):
+    "In command mode B makes a new cell and the arrows leave for the next one, unless a control of ours has the focus."
+    cells = page.locator(".jp-Notebook .jp-Cell").count(); grid = page.locator(".necomimi-grid").first; grid.focus()
+    for key in ("b", "ArrowDown", "Home", "ArrowRight"): page.keyboard.press(key)
+    page.wait_for_function("() => document.querySelector('.necomimi-cell.here')?.dataset.index !== undefined && document.activeElement.className === 'necomimi-grid'"); page.wait_for_timeout(300)
+    kept = lambda: grid.get_attribute("data-lm-suppress-shortcuts") is not None
+    assert page.locator(".jp-Notebook .jp-Cell").count() == cells and kept()
+    page.keyboard.press("Control+s"); page.wait_for_timeout(300); assert not kept()
