@@ -15,6 +15,16 @@ def chromium():
     "Path of a Chromium, or None for Playwright's own."
     return os.environ.get("NECOMIMI_CHROMIUM") or next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
+def eventually(page, check, timeout=30):
+    "Waits until `check()` is true: parts of a page change one after the other. Fails with what it raised last."
+    said, end = "", time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            if check(): return
+        except Exception as e: said = f": {e!r}"
+        page.wait_for_timeout(100)
+    pytest.fail(f"not within {timeout} s{said}")
+
 def free_port():
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
 

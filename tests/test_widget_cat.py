@@ -2,6 +2,7 @@
 import os
 import numpy as np, pandas as pd, pytest
 
+from browser import eventually
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]")
 from necomimi.cat import HumanJudge, SLOTS, cat_score, plain
 from necomimi.data import NecomimiError
@@ -153,7 +154,7 @@ def test_ben_rates_all_with_keys_then_agreement_export_and_score(sheet):
         n = p.locator(".necomimi-question").count(); turned(p, lambda: [p.keyboard.press("y" if i % 3 else "n") for i in range(n)])
     p.wait_for_selector("text=thank you, Ben"); assert len(read(sheet, "Ben")) == len(pd.read_csv(sheet.path.parent/"task"/"ratings.csv"))
     p.click("button:has-text('Agreement')"); p.wait_for_selector("text=Krippendorff's alpha"); both = pd.concat([read(sheet), read(sheet, "Ben")]).astype(dict(point=int))
-    assert f"{agreement(both).alpha['total']:.2f}" in p.locator(".necomimi-note").inner_text() and "Ada" in p.inner_text(".necomimi-panel table + p")
+    eventually(p, lambda: f"{agreement(both).alpha['total']:.2f}" in p.locator(".necomimi-note").inner_text() and "Ada" in p.inner_text(".necomimi-panel table + p"))
     p.click("button:has-text('Export')"); p.wait_for_selector("text=all-ratings.csv")
     score = cat_score(None, tags, HumanJudge(sheet.path.parent/"task"/"all-ratings.csv", sheet.path.parent/"task-key.csv"))
     assert score.protocol["notes"]["raters"] == 2 and sheet.python("from necomimi.cat import cat_score\nprint(cat_score(None, tags, rater.judge()).total)") == str(score.total)

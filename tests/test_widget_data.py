@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from necomimi.data import CHANNELS, REGIONS, NecomimiError, TrialStore, create_store, make_info
 
+from browser import eventually
 pytest.importorskip("plotly", reason="needs necomimi[widgets]"); pytest.importorskip("anywidget", reason="needs necomimi[widgets]")
 CONCEPTS = ("apple", "boat", "cat", "dog")
 
@@ -192,14 +193,14 @@ def test_double_click_on_the_head_clears_the_selection(sheet):
     assert sheet.page.evaluate(f"{MAP}.data.at(-1).text.filter(t => t).length") > 0
     (at,) = on_page(sheet, MAP, [(-.09, .095)]); sheet.page.mouse.move(*at); sheet.page.wait_for_timeout(300); sheet.page.mouse.dblclick(*at)
     sheet.page.wait_for_function(f"!{MAP}.data.at(-1).text.some(t => t) && {LINES}.data.at(-2).y.length === 0", timeout=20_000); assert sheet.python("print(e.state.channels)") == "()"
-    assert sheet.page.locator(".widget-dropdown:has(label:has-text('region')) select").input_value() == "none"
+    eventually(sheet.page, lambda: sheet.page.locator(".widget-dropdown:has(label:has-text('region')) select").input_value() == "none")
     sheet.page.locator(".widget-dropdown:has(label:has-text('region')) select").select_option("occipital"); sheet.page.wait_for_function(f"{MAP}.data.at(-1).text.filter(t => t).length === 8")
 
 def test_difference_of_two_concepts_and_the_pictures(sheet):
     store = TrialStore.open(sheet.lab.root/"eeg"/"sub-01", "training"); before = drawn(sheet); type_into(sheet, "A: concept", "cat"); before = changed(sheet, before); type_into(sheet, "B: minus", "dog")
     np.testing.assert_allclose(changed(sheet, before), truth(sheet, plain(store, "cat") - plain(store, "dog"), 100), atol=1e-4)
     sheet.page.wait_for_selector("text=cat − dog: sub-01 training"); sheet.page.wait_for_selector("text=1 of 4 pictures are missing"); sheet.page.wait_for_selector('.necomimi-cell[data-index="3"] img[src]')
-    assert "cannot be read" in sheet.page.locator('.necomimi-cell[data-index="3"] span').inner_text()
+    eventually(sheet.page, lambda: "cannot be read" in sheet.page.locator('.necomimi-cell[data-index="3"] span').inner_text())
     before = drawn(sheet); sheet.page.locator('.necomimi-cell[data-index="0"]').click(); one = np.asarray(store.trials[4], np.float64).mean(0)
     np.testing.assert_allclose(changed(sheet, before), truth(sheet, one - plain(store, "dog"), 100), atol=1e-4)
     sheet.page.locator('.necomimi-cell[data-index="0"]').click(); sheet.page.wait_for_selector("text=2 and 2 pictures")
@@ -228,7 +229,7 @@ def test_export_and_code(sheet, tmp_path):
         p.locator(f"button.jupyter-button:text-is('{kind}')").click(); p.wait_for_selector(f"a[download$='.{kind.lower()}']")
         with p.expect_download() as got: p.click(f"a[download$='.{kind.lower()}']")
         assert got.value.suggested_filename.startswith("topomap_cat_"); got.value.save_as(tmp_path/"x"); assert (tmp_path/"x").read_bytes().startswith(head)
-    p.locator("button.jupyter-button:text-is('code')").click(); text = p.locator(".necomimi-panel textarea"); text.wait_for(state="visible"); code = text.input_value()
+    p.locator("button.jupyter-button:text-is('code')").click(); text = p.locator(".necomimi-panel textarea"); text.wait_for(state="visible"); p.wait_for_function("() => document.querySelector('.necomimi-panel textarea').value.includes('fig')"); code = text.input_value()
     names = {}; exec(code, names); assert names["fig"].axes and "sub-02" in code
     np.testing.assert_allclose(names["eeg"], plain(TrialStore.open(sheet.lab.root/"eeg"/"sub-02", "test"), "cat"), atol=1e-5)
     p.locator("button.jupyter-button:text-is('code')").click(); text.wait_for(state="hidden")

@@ -4,6 +4,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from browser import eventually
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]")
 HERE = Path(__file__).resolve().parent
 CELLS = [f"""
@@ -53,7 +54,7 @@ def test_every_figure_shows_what_the_kernel_has(page):
     assert len(marks) == 11 and min(marks) > 0, "and it is drawn"
 
 def test_the_pictures_and_the_rating_card_are_there(page):
-    page.wait_for_selector(".necomimi-card img[src]"); assert page.locator(".necomimi-cell img[src]").count() > 20 and page.locator(".necomimi-runs tbody tr").count() == 6
+    page.wait_for_selector(".necomimi-card img[src]"); eventually(page, lambda: page.locator(".necomimi-cell img[src]").count() > 20 and page.locator(".necomimi-runs tbody tr").count() == 6)
     assert "Traceback" not in page.content() and not page.locator(".necomimi-static").first.is_visible()
 
 def test_an_event_goes_to_the_kernel_and_back(page):

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest
 
+from browser import eventually
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]")
 MAKE = """
 from dataclasses import replace
@@ -264,7 +265,7 @@ def test_lab_save_then_reload(sheet):
     trial(p, 1).click(); fill(p, "prior steps", 8); p.wait_for_selector("text=1 trial chosen"); press(p, "List again")
     field(p, "run folder").select_option("cut"); p.wait_for_timeout(300); press(p, "Load"); p.wait_for_selector("[role=alert]:has-text('cut off midway: 1 file missing, first pictures/ceiling/trial-00001_seed-0.png')")
     field(p, "run folder").select_option("kept"); p.wait_for_timeout(300); press(p, "Load"); p.wait_for_selector(".necomimi-done:has-text('kept: loaded')"); p.wait_for_selector("text=2 trials chosen")
-    assert field(p, "prior steps").input_value() == "5"
+    eventually(p, lambda: field(p, "prior steps").input_value() == "5")
 
 def test_lab_cancel_stops_within_a_step(sheet):
     p = sheet.page; fill(p, "generator steps", 900); p.wait_for_selector(r"text=/8 pictures to draw: about (\d\d+ s|\d+ min)/"); press(p, "Draw"); p.wait_for_selector("text=/of 7200 picture steps, .* left/", timeout=60_000)

@@ -2,6 +2,7 @@
 import os
 import numpy as np, pandas as pd, pytest, torch
 
+from browser import eventually
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]")
 from necomimi.data import CHANNELS, NecomimiError, TrialStore, create_store
 from necomimi.mini import mini_pictures, pixels
@@ -187,11 +188,11 @@ def choose(sheet, label, value):
 def test_a_click_on_a_row_of_the_matrix_shows_what_that_token_looks_at(sheet):
     shows(sheet, EncoderLensState("good")); x, y = at(sheet, 1, 12, 40); p = sheet.page; p.mouse.move(x, y); p.wait_for_timeout(200); p.mouse.click(x, y)
     shows(sheet, EncoderLensState("good", query=40)); e = FitResult.load(sheet.lab.root/"good").encoder; a, b = token_spans(e, "fusion")[40]
-    band = p.evaluate(f"() => {{ const s = {PLOT}[0].layout.shapes[0]; return [s.visible, s.x0, s.x1] }}"); assert band[0] and np.allclose(band[1:], [10*a-5, 10*b-5])
-    assert token_names(e, "fusion", np.arange(100)/100)[40] in p.inner_text(".necomimi-panel .widget-hslider:has-text('who looks')")
+    band = lambda: p.evaluate(f"() => {{ const s = {PLOT}[0].layout.shapes[0]; return [s.visible, s.x0, s.x1] }}"); eventually(p, lambda: band()[0] and np.allclose(band()[1:], [10*a-5, 10*b-5]))
+    eventually(p, lambda: token_names(e, "fusion", np.arange(100)/100)[40] in p.inner_text(".necomimi-panel .widget-hslider:has-text('who looks')"))
 
 def test_another_stage_head_and_picture(sheet):
-    p = sheet.page; choose(sheet, "attention", "temporal branch"); shows(sheet, EncoderLensState("good", stage="temporal branch")); assert traces(sheet, 1)[0].shape == (36, 36)
+    p = sheet.page; choose(sheet, "attention", "temporal branch"); shows(sheet, EncoderLensState("good", stage="temporal branch")); eventually(p, lambda: traces(sheet, 1)[0].shape == (36, 36))
     choose(sheet, "head", "3"); shows(sheet, EncoderLensState("good", stage="temporal branch", head=2)); before = traces(sheet)[0]
     box = p.locator(".necomimi-panel .widget-text input").first; box.fill("7"); box.press("Enter"); got = shows(sheet, EncoderLensState("good", row=7, stage="temporal branch", head=2))
     store = TrialStore.open(sheet.lab.root/"eeg", "test"); np.testing.assert_allclose(got[0], store.average()[7].std(0), rtol=1e-3); assert not np.allclose(got[0], before)
@@ -200,14 +201,14 @@ def test_a_click_on_a_map_draws_it_large(sheet):
     p = sheet.page; choose(sheet, "maps", MAPS[1]); p.wait_for_selector(".necomimi-cell img[src]"); p.locator('.necomimi-cell[data-index="5"]').click()
     p.wait_for_function(f"() => {PLOT}[2].layout.title?.text?.includes('filter 5')"); fitted = FitResult.load(sheet.lab.root/"good")
     want = lens.head_map(tuple(CHANNELS)).image(lens.filter_maps(fitted.encoder, MAPS[1])[5]).ravel()
-    p.wait_for_timeout(300); np.testing.assert_allclose(traces(sheet, 2)[0].ravel(), want, atol=1e-4)
+    eventually(p, lambda: np.allclose(traces(sheet, 2)[0].ravel(), want, atol=1e-4))
 
 def test_bad_input_is_a_message_and_the_lens_goes_on(sheet):
     p = sheet.page
     for name, said in (("narrow", "63 channels x 60 time points, the store has 63 x 100"), ("cut", "not a readable checkpoint")):
         choose(sheet, "encoder", name); p.wait_for_selector(f"[role=alert]:has-text('{said}')"); p.wait_for_function("() => document.querySelector('.necomimi-panel select').selectedOptions[0].text == 'good'")
     box = p.locator(".necomimi-panel .widget-text input").first; box.fill("thign 3"); box.press("Enter"); p.wait_for_selector("[role=alert]:has-text('did you mean')")
-    box.fill("thing 3"); box.press("Enter"); shows(sheet, EncoderLensState("good", row=3, stage="temporal branch", head=2)); assert "no picture file t3.png" in p.inner_text(".necomimi-panel")
+    box.fill("thing 3"); box.press("Enter"); shows(sheet, EncoderLensState("good", row=3, stage="temporal branch", head=2)); eventually(p, lambda: "no picture file t3.png" in p.inner_text(".necomimi-panel"))
 
 def test_screenshot_console_and_narrow_page(sheet):
     p = sheet.page; choose(sheet, "attention", "fusion"); choose(sheet, "maps", MAPS[0]); p.locator(".necomimi-panel .widget-text input").first.fill("thing 5"); p.keyboard.press("Enter"); shows(sheet, EncoderLensState("good", row=5)); x, y = at(sheet, 1, 30, 50); p.mouse.move(x, y); p.wait_for_timeout(200); p.mouse.click(x, y)

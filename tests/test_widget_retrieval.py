@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np, pytest
 from PIL import Image
 
+from browser import eventually
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]"); pytest.importorskip("plotly")
 from necomimi.data import NecomimiError
 from necomimi.retrieval import retrieve
@@ -197,9 +198,9 @@ def test_click_on_a_cell_ranks_the_gallery(sheet):
     p.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     p.mouse.click(*p.evaluate(AT, [0, 40, row])); said(sheet, f"Trial {query}, seen {sheet.concepts[query]}: "); said(sheet, f"cosine with {sheet.concepts[other]} {v.scores[query, other]:.3f}")
     best = int(v.scores[query].argmax()); first(sheet, best)
-    assert p.locator(f'.necomimi-cell[data-index="{best}"] span').inner_text() == f"1: {v.scores[query, best]:.2f} {sheet.concepts[best]}"
-    assert p.locator(f'.necomimi-cell[data-index="{query}"] span').inner_text().startswith(f"✓ {v.places[query]:g}: ")
-    frame = p.evaluate("() => { const s = document.querySelectorAll('.js-plotly-plot')[0]._fullLayout.shapes[0]; return [s.y0, s.y1, s.visible] }"); assert frame == [row-.5, row+.5, True]
+    eventually(p, lambda: p.locator(f'.necomimi-cell[data-index="{best}"] span').inner_text() == f"1: {v.scores[query, best]:.2f} {sheet.concepts[best]}")
+    eventually(p, lambda: p.locator(f'.necomimi-cell[data-index="{query}"] span').inner_text().startswith(f"✓ {v.places[query]:g}: "))
+    eventually(p, lambda: p.evaluate("() => { const s = document.querySelectorAll('.js-plotly-plot')[0]._fullLayout.shapes[0]; return [s.y0, s.y1, s.visible] }") == [row-.5, row+.5, True])
     p.mouse.move(5, 5); smaller(sheet.shot("SimilarityExplorer"))
 
 def test_click_on_the_map_chooses_the_trial_and_the_line_follows(sheet):
@@ -241,7 +242,8 @@ def test_the_conditions_change_the_matrix(sheet):
     p.click("button:has-text('averaged')"); drawn(State("averaged"))
 
 def test_tsne_arrives_while_the_panel_stays_alive(sheet):
-    p = sheet.page; p.get_by_label("map by").select_option("t-SNE"); p.click("button:has-text('next')"); said(sheet, "Trial ")
+    p = sheet.page; seen = p.locator(".necomimi-panel figcaption").first; before = seen.inner_text()
+    p.get_by_label("map by").select_option("t-SNE"); p.click("button:has-text('next')"); p.wait_for_function("was => document.querySelector('.necomimi-panel figcaption').innerText !== was", arg=before)
     p.wait_for_function("() => document.querySelectorAll('.js-plotly-plot')[1]._fullLayout.title.text.startsWith('Map by t-SNE')", timeout=120_000)
     assert np.abs(p.evaluate("() => [...document.querySelectorAll('.js-plotly-plot')[1]._fullData[0].x]") - planar(sheet.view.vectors, sheet.pairs.gallery)[1][:, 0]).max() > .5
     p.get_by_label("map by").select_option("PCA"); p.wait_for_function("() => document.querySelectorAll('.js-plotly-plot')[1]._fullLayout.title.text.startsWith('Map by PCA')")

@@ -4,6 +4,7 @@ import numpy as np, pytest
 from necomimi.data import NecomimiError
 from necomimi.runs import set_status, write_json
 
+from browser import eventually
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]")
 from necomimi.widgets.runs import MOST, RunBrowser, RunBrowserState, compare, find_runs, overview, page_of
 
@@ -146,14 +147,14 @@ def test_ticking_two_overlays_their_curves_and_compares_them(sheet):
     for n in ("models/seed-0/sub-01", "models/seed-1/sub-01"): row(p, n).locator("input").check()
     p.wait_for_function(f"() => ({CURVES})().length == 2"); curves = dict(p.evaluate(CURVES))
     assert np.allclose(curves["models/seed-0/sub-01"], 4.4/np.arange(1, 5)) and np.allclose(curves["models/seed-1/sub-01"], 4.8/np.arange(1, 5))
-    p.wait_for_selector("td:has-text('60 [50, 70], chance 0.5')"); assert p.locator(".necomimi-panel .jupyter-widgets tr:has-text('setting')").inner_text().split() == ["setting", "lr", "0.1", "0.2"]
-    assert p.evaluate("() => [...[...document.querySelectorAll('.necomimi-panel .js-plotly-plot')][1].data[0].y]") == [40, 60]
+    p.wait_for_selector("td:has-text('60 [50, 70], chance 0.5')"); eventually(p, lambda: p.locator(".necomimi-panel .jupyter-widgets tr:has-text('setting')").inner_text().split() == ["setting", "lr", "0.1", "0.2"])
+    eventually(p, lambda: p.evaluate("() => [...[...document.querySelectorAll('.necomimi-panel .js-plotly-plot')][1].data[0].y]") == [40, 60])
     sheet.shot("RunBrowser"); p.get_by_label("curve", exact=True).select_option("val_top1")
     p.wait_for_function(f"() => ({CURVES})()[0][1][3] === 0.3")
 
 def test_sorting_filtering_and_unticking(sheet):
     p = sheet.page; p.click(".necomimi-runs th button:has-text('top-1 %')"); p.click(".necomimi-runs th button:has-text('top-1 %')")
-    values = [t for t in p.locator(".necomimi-runs tbody tr td:nth-child(11)").all_inner_texts() if t]; assert values == sorted(values, key=float, reverse=True) and values[0] == "60"
+    values = lambda: [t for t in p.locator(".necomimi-runs tbody tr td:nth-child(11)").all_inner_texts() if t]; eventually(p, lambda: values() == sorted(values(), key=float, reverse=True) and values()[0] == "60")
     row(p, "models/seed-0/sub-01").locator("input").focus(); p.keyboard.press("Space"); p.wait_for_function(f"() => ({CURVES})().length == 1")
     p.get_by_label("state", exact=True).select_option("failed"); p.wait_for_function("() => document.querySelectorAll('.necomimi-runs tbody tr').length == 1")
     p.get_by_label("state", exact=True).select_option("all"); p.wait_for_function("() => document.querySelectorAll('.necomimi-runs tbody tr').length == 6")

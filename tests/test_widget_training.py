@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from torch import nn
 
+from browser import eventually
 pytest.importorskip("anywidget", reason="needs necomimi[widgets]")
 from necomimi.data import NecomimiError
 from necomimi.training import FitResult, TrainConfig, fit
@@ -189,9 +190,9 @@ def test_browser_stop_and_keep(sheet):
     p = sheet.page; press(p, "Stop and keep"); p.wait_for_selector(".necomimi-done:has-text('is kept')", timeout=60_000)
     said = sheet.python("""k = len(watched.result.history)
 print(k, same(watched.result, plain(config, data, callback=lambda r: r["epoch"] == k)), sorted(f.name for f in folder.iterdir()))""", timeout=120)
-    k = points(p); assert said == f"{k} True ['encoder.safetensors', 'fit.json', 'history.csv']" and 12 < k < 80
-    assert f"epoch {k} of 80 is kept" in p.locator(".necomimi-done").first.inner_text() and read(p, "state") == "stopped"
-    assert not p.locator(".necomimi-panel").first.get_by_role("button", name="Start").is_disabled()
+    eventually(p, lambda: points(p) == int(said.split()[0])); k = points(p); assert said == f"{k} True ['encoder.safetensors', 'fit.json', 'history.csv']" and 12 < k < 80
+    eventually(p, lambda: f"epoch {k} of 80 is kept" in p.locator(".necomimi-done").first.inner_text() and read(p, "state") == "stopped")
+    eventually(p, lambda: not p.locator(".necomimi-panel").first.get_by_role("button", name="Start").is_disabled())
 
 def test_browser_bad_settings_and_a_cut_off_folder_are_messages(sheet):
     p = sheet.page; box = p.locator(".necomimi-panel").first.get_by_label("batch size"); box.fill("1"); box.press("Enter"); press(p, "Start")
