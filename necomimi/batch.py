@@ -13,7 +13,7 @@ from .data import NecomimiError, writing
 from .runs import PLACE, _alive, _need, _now, did_you_mean, machine, notebook_path, notebooks_folder, parameters_of, read_json, run_notebook, versions, write_json
 
 # %% auto #0
-__all__ = ['STAGES', 'KEYS', 'LIMITS', 'MOST', 'SOURCE', 'HOME', 'QUEUES', 'OWN_FAULT', 'HUES', 'read_grid', 'Stage',
+__all__ = ['STAGES', 'KEYS', 'LIMITS', 'MOST', 'SOURCE', 'COPIED', 'QUEUES', 'OWN_FAULT', 'HUES', 'read_grid', 'Stage',
            'number_of_bytes', 'stages_of', 'combinations', 'Task', 'task_id', 'fingerprint', 'plan', 'ancestry',
            'plot_tasks', 'Store', 'link_study', 'keep_new', 'gpu', 'perform', 'n_workers', 'workers', 'BatchResult',
            'missing', 'print_record', 'open_store', 'run_tasks', 'batch', 'again']
@@ -313,17 +313,17 @@ def _store_lock(self, id):
 
 
 # %% ../nbs/12e_batch.ipynb #7d0c1be2
-HOME = ("encoder.safetensors", "fit.json")          # what is copied of a run's study folder
+COPIED = ("encoder.safetensors", "fit.json")          # what is copied of a run's study folder
 
 def _fetch(self, id, into):
-    "Copies the run `id`, of its study folder only `HOME`; one that has not changed stays as it is."
+    "Copies the run `id`, of its study folder only `COPIED`; one that has not changed stays as it is."
     said, home = self.status(id), self.at("runs", id)
     if said.get("state") in ("done", "failed") and read_json(into/"status.json", {}) == said: return
     with writing(into, f"copy of {id}") as part:
         part.mkdir()
         for f in self.fs.find(home):
             where = Path(os.path.relpath(f, home))
-            if where.parts[0] != "study" or where.name in HOME: (part/where).parent.mkdir(parents=True, exist_ok=True); self.fs.get_file(f, str(part/where))
+            if where.parts[0] != "study" or where.name in COPIED: (part/where).parent.mkdir(parents=True, exist_ok=True); self.fs.get_file(f, str(part/where))
 
 def _store_copy(self, into, progress=True):
     "A local folder with what a report reads of the runs: the store's own, or `into`, brought up to date. NecomimiError where the store has no runs or breaks off."

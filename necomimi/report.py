@@ -41,7 +41,7 @@ def find_runs(runs):
     return found
 
 # %% ../nbs/12f_report.ipynb #f321cec4
-CELL, EYE = ("encoder", "subject", "seed"), ("recipe", "vision", "pretrained", "name", "tiny")
+CELL, EYE = ("encoder", "subject", "seed"), ("recipe", "vision", "pretrained", "target", "name", "tiny")
 
 # %% ../nbs/12f_report.ipynb #63969dcc
 @dataclass(frozen=True, eq=False)
@@ -301,6 +301,7 @@ def _caveat(items, values):
     "What besides simulation keeps our numbers from the paper's."
     n = sorted({int(v) for v in values.groupby("measure").picture.nunique() if v})
     return " ".join((["these are `tiny` runs, made to test the road and not to measure."] if any(i.parameters.get("tiny") for i in items) else []) +
+                    ([f"the targets are {', '.join(other)} of the pictures instead of CLIP's final embedding."] if (other := sorted({i.parameters.get("target", "final") for i in items} - {"final"})) else []) +
                     ([f"{', '.join(map(str, n))} pictures instead of 200."] if n and n != [200] else []))
 
 # %% ../nbs/12f_report.ipynb #b639c308
@@ -606,7 +607,7 @@ def _weights(item):
     found = [p for p in sorted(item.folder.glob("study/models/**/encoder.safetensors")) if not p.is_symlink()]; p = item.parameters
     if not found and None not in item.cell:
         from necomimi.study import Study
-        study = Study((item.folder/p.get("root", "study")).resolve(), p.get("recipe"), p.get("vision"), p.get("pretrained") or None)
+        study = Study((item.folder/p.get("root", "study")).resolve(), p.get("recipe"), p.get("vision"), p.get("pretrained") or None, target=p.get("target") or "final")
         found = [f for f in [study.folder(p["subject"], p["encoder"], p["seed"], p.get("name", "default"))/"encoder"/"encoder.safetensors"] if f.is_file()]
     made = (item.config.get("data") or {}).get("encoder")
     try:

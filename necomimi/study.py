@@ -25,15 +25,22 @@ TINY = dict(n_exemplars=1, repetitions=(2, 4), snr=.2)      # options of the min
 class Study:
     """A study root and the road through it: `recipe` of the EEG (a name in `necomimi.preprocess.RECIPES`, or "mini" for simulated EEG on the embedded
     pictures), `vision` and `pretrained` as for `necomimi.vision.load_vision`, `device` (default: the best there is). `options`: for "mini", arguments of
-    `necomimi.mini.write_mini`; else of `necomimi.preprocess.preprocess`."""
+    `necomimi.mini.write_mini`; else of `necomimi.preprocess.preprocess`. `target`: what of a picture the EEG is to match, "final", "block-11", "blur-0.02" (`necomimi.vision.Target`)."""
     root: Path
     recipe: str = "necomimi-250hz"
     vision: str = "ViT-H-14"
     pretrained: "str|None" = "laion2b_s32b_b79k"
     device: "str|None" = None
     options: dict = field(default_factory=dict)
+    target: str = "final"
 
-    def __post_init__(self): object.__setattr__(self, "root", Path(self.root))
+    def __post_init__(self):
+        object.__setattr__(self, "root", Path(self.root))
+        if self.target != "final": object.__setattr__(self, "target", str(self._target))
+    @property
+    def _target(self):
+        from necomimi.vision import Target
+        return Target.parse(self.target)
     @classmethod
     def mini(cls, root, **options):
         "The embedded default: real pictures, simulated EEG, the shipped picture encoder."
@@ -42,8 +49,8 @@ class Study:
     def embedded(self): return self.recipe == "mini"
     @property
     def eye(self):
-        "Name of the picture encoder, fit for a folder."
-        return "_".join(Path(str(x)).name for x in (self.vision, self.pretrained) if x)
+        "Name of the picture encoder (and target), fit for a folder."
+        return "_".join([*(Path(str(x)).name for x in (self.vision, self.pretrained) if x), *[self.target]*(self.target != "final")])
     @property
     def stores(self): return self.root/"stores"/self.recipe
     @property
@@ -136,7 +143,7 @@ def embed(study, batch_size=64, progress=True, eye=None):
     from necomimi.vision import embed_cached
     paths = {s: [study.images/f for f in pictures(study, s).file] for s in SPLITS}
     eye = eye or load_eye(study)
-    return {s: embed_cached(eye, p, study.root/"embeddings"/study.eye/f"{s}.safetensors", batch_size=batch_size, progress=progress) for s, p in paths.items()}
+    return {s: embed_cached(eye, p, study.root/"embeddings"/study.eye/f"{s}.safetensors", target=study._target, batch_size=batch_size, progress=progress) for s, p in paths.items()}
 
 # %% ../nbs/12c_study.ipynb #38afa383
 def load_targets(study):
@@ -145,7 +152,7 @@ def load_targets(study):
     home = study.root/"embeddings"/study.eye
     if gone := [s for s in SPLITS if not (home/f"{s}.safetensors").is_file()]:
         raise NecomimiError(f"no embeddings of the {' and '.join(gone)} pictures by {study.eye} in {home}. Run: necomimi embed --root {study.root} --recipe {study.recipe} --vision {study.vision}" +
-                            (f" --pretrained {study.pretrained}" if study.pretrained else ""))
+                            "".join(f" --{k} {v}" for k, v in (("pretrained", study.pretrained), ("target", study.target)) if v not in (None, "", "final")))
     return {s: load_embeddings(home/f"{s}.safetensors") for s in SPLITS}
 
 def join(study, subject, targets=None):
@@ -168,6 +175,7 @@ def train(study, subject, config=None, name="default", progress=True, callback=N
     from necomimi.training import TrainConfig, fit
     config = config or TrainConfig()
     s = join(study, subject)
+    if config.text_weight and study._target.layer != "final": raise NecomimiError(f"text_weight={config.text_weight:g} needs targets in the space of the captions, the final layer; found {study.target}. Set text_weight=0.")
     texts = _captions(study, s.concepts, eye or load_eye(study)) if config.text_weight else None
     return fit(s.training, s.targets, concepts=s.concepts, text_targets=texts, config=config, device=study.device, progress=progress, callback=callback,
                folder=study.folder(subject, config.encoder, config.seed, name)/"encoder")

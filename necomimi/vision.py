@@ -130,6 +130,12 @@ class Target:
     @property
     def block(self): return None if self.layer == "final" else int(self.layer[6:])
     def __str__(self): return self.layer + (f"_blur-{self.blur:g}" if self.blur else "")
+    @classmethod
+    def parse(cls, text):
+        "The target that is called so: `str(Target.parse(t)) == t`; \"blur-0.02\" alone is that of the final layer. NecomimiError for anything else."
+        found = re.fullmatch(r"(final|block-\d+)|(?:(final|block-\d+)_)?blur-([\d.]+)", str(text))
+        try: return cls(found[1] or found[2] or "final", float(found[3] or 0))
+        except (TypeError, ValueError): raise NecomimiError(f"target {text!r}: expected final, block-K (block-11), blur-SHARE (blur-0.02) or both (block-11_blur-0.02)") from None
 
 # %% ../nbs/03_vision.ipynb #429a772b
 def blurred(batch, blur):
