@@ -430,12 +430,12 @@ def _execute(notebook, task, run, about, before):
 QUEUES = dict(slurm="SLURMCluster", pbs="PBSCluster", sge="SGECluster", lsf="LSFCluster", oar="OARCluster", htcondor="HTCondorCluster", local="LocalCluster")
 
 def n_workers(tasks, cores=None, memory=None, gpus=None):
-    "How many of `tasks` this machine can run side by side: by threads, by memory limits, by GPUs."
+    "How many of `tasks` this machine can run side by side: by threads, by memory limits, and by GPUs where each needs one (where only some do, those wait for a card)."
     m = machine(); most = lambda k, default: max((t.limits.get(k, default) for t in tasks), default=default)
     cores, memory, gpus = cores or m["cores"], memory or (m["memory_gib"] or 0)*2**30, len(m["gpus"]) if gpus is None else gpus
     n = [cores//max(1, most("threads", 1)), len(tasks)]
     if most("memory", 0) and memory: n.append(int(.9*memory//most("memory", 0)))
-    if most("gpus", 0): n.append(gpus)
+    if all(t.limits.get("gpus") for t in tasks): n.append(gpus)
     return max(1, min(n))
 
 # %% ../nbs/12e_batch.ipynb #295d560a

@@ -109,6 +109,7 @@ def test_ancestry(small):
 def test_workers_by_threads_memory_and_cards():
     task = lambda **l: Task("a", "a", "a", {}, limits=l); n = lambda k, **l: n_workers([task(**l)]*k, cores=16, memory=64*2**30, gpus=2)
     assert [n(99), n(3), n(99, threads=4), n(99, memory=20*2**30), n(99, gpus=1), n(99, threads=64)] == [16, 3, 4, 2, 2, 1]
+    assert n_workers([task(gpus=1)]*5 + [task()]*5, cores=16, memory=64*2**30, gpus=2) == 10, "what needs a card waits for one, the rest goes on"
 
 def test_one_run_a_card(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
