@@ -180,7 +180,9 @@ def test_a_plot_whose_code_comes_late_has_missed_nothing(lab, name, changes):
         assert s.errors == []
 
 def test_the_code_is_carried_again_after_it_was_closed():
+    from ipywidgets.embed import dependency_state
     from necomimi.widgets.common import PlotlyCode, figure
     import plotly.graph_objects as go
-    first = PlotlyCode.one(); name = first.model_id; assert figure([go.Bar(y=[1])]).get_state()["_plotly"]["carrier"] == name and len(first.code) > 1e6
-    first.close(); again = figure([go.Bar(y=[1])]).get_state()["_plotly"]["carrier"]; assert again == PlotlyCode.one().model_id != name
+    first = PlotlyCode.one(); name = first.model_id; carrier = lambda: figure([go.Bar(y=[1])]).get_state()["_plotly"]["carrier"]; assert carrier() == f"IPY_MODEL_{name}" and len(first.code) > 1e6
+    assert name in dependency_state([figure([go.Bar(y=[1])])]), "a page saved with its widgets has the code too"
+    first.close(); again = carrier(); assert again == f"IPY_MODEL_{PlotlyCode.one().model_id}" != f"IPY_MODEL_{name}"

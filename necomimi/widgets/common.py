@@ -39,7 +39,7 @@ const CHANGES = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout
 const pause = ms => new Promise(go => setTimeout(go, ms)), idle = () => new Promise(go => (globalThis.requestIdleCallback ?? setTimeout)(go, { timeout: 3000 }));
 async function fetched(model, { carrier }) {
   for (let tries = 0; ; tries++) {
-    try { return (await model.widget_manager.get_model(carrier)).get("code"); }
+    try { return (await model.widget_manager.get_model(carrier.replace("IPY_MODEL_", ""))).get("code"); }
     catch (e) { if (tries > 300) throw new Error("plotly's code did not come; reload the page or run the cell again"); await pause(100); }
   }
 }
@@ -88,9 +88,9 @@ class PlotlyCode(w.Widget):
 class Figure(go.FigureWidget):
     "A plotly figure whose state, when a page asks for it, is what is drawn now, without plotly's code."
     _esm = _FIGURE_JS
-    _plotly = traitlets.Dict().tag(sync=True)
+    _plotly = traitlets.Dict().tag(sync=True, **w.widget_serialization)
     @traitlets.default("_plotly")
-    def _where(self): return dict(version=plotly.__version__, carrier=PlotlyCode.one().model_id)
+    def _where(self): return dict(version=plotly.__version__, carrier=PlotlyCode.one())
     def settle(self):
         "What is drawn now becomes what a page starts from."
         self._widget_layout, self._widget_data = deepcopy(self._layout_obj._props), deepcopy(self._data)
