@@ -1,9 +1,15 @@
 "Fixtures every test file may use."
-import json, os
+import json, os, sys
 from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    "The pyplot figures a test opened are closed with it: which test files share a process differs from run to run."
+    yield
+    if plt := sys.modules.get("matplotlib.pyplot"): plt.close("all")
 
 @pytest.fixture(scope="session")
 def shared():
