@@ -563,6 +563,10 @@ def _round(todo, tasks, store, ended, tell, where, progress):
         except KeyboardInterrupt: client.cancel(list(futures), force=True); raise
 
 # %% ../nbs/12e_batch.ipynb #ca633a38
+def _unheard(todo, store, ended, tell):
+    "Tells what ended as the scheduler went away: the store knows of it, and nobody said so."
+    for r in missing([t for t in todo if t.id not in ended], store)[1].values(): tell(r | dict(earlier=False))
+
 def _unqueue(store, todo):
     "What was never begun leaves no trace."
     for t in todo:
@@ -589,6 +593,7 @@ def run_tasks(tasks, store, *, scheduler=None, queue=None, n=None, options=None,
             except NecomimiError as e:
                 if not lost: raise
                 whole, again = False, e
+            if not whole: _unheard(todo, store, ended, tell)
             todo = [t for t in tasks if t.id not in ended]
             if whole or not todo: continue
             if again is None: lost = time.monotonic(); print(f"the scheduler went away with {len(ended)} of {len(tasks)} runs ended; waiting for it")

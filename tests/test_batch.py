@@ -326,6 +326,17 @@ def test_a_scheduler_that_stays_away(small, tmp_path):
         t.join()
     whole(store); assert "queued" not in states(store).values(); result = batch(grid, store, n=2, **quiet); assert result.ok and values(store) == EXPECTED
 
+def test_what_ended_as_the_scheduler_went_is_told_from_the_store(small, tmp_path, monkeypatch, capsys):
+    store, follow, rounds, told = tmp_path/"store", room._follow, [], []
+    def deaf(client, futures, tell):
+        rounds.append(len(futures)); first = len(rounds) == 1
+        if first: until(lambda: "done" in states(store).values())
+        return False if first else follow(client, futures, tell)
+    monkeypatch.setattr(room, "_follow", deaf); result = batch(small | dict(parameters=dict(wait=.5)), store, n=1, progress=lambda r, n, total: told.append((r["id"], n)))
+    assert result.ok and values(store) == EXPECTED and len(rounds) == 2 and rounds[0] == 6 > rounds[1]
+    assert sorted({i for i, _ in told}) == sorted(r["id"] for r in result.records) and [n for _, n in told] == [1, 2, 3, 4, 5, 6] and not any(r.get("earlier") for r in result.records)
+    assert f"went away with {6 - rounds[1]} of 6 runs ended" in capsys.readouterr().out
+
 @pytest.mark.parametrize("status", ["finished", "error", "cancelled", "lost"])
 def test_a_scheduler_lost_between_the_news_and_the_record(monkeypatch, status):
     import distributed
