@@ -7,7 +7,7 @@ __all__ = ['WAIT_SECONDS', 'info_nce', 'Contrast', 'TrainConfig', 'channel_momen
            'learning_rate', 'Batches', 'mean_of_repetitions', 'validation_scores', 'Team', 'FitResult', 'fit']
 
 # %% ../nbs/06_training.ipynb #337ba9b6
-import hashlib, json, math, os, sys, threading, time
+import atexit, hashlib, json, math, os, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, asdict, replace
 from pathlib import Path
@@ -266,7 +266,12 @@ def _join(device):
     if device.type == "cuda": torch.cuda.set_device(device)
     if not dist.is_initialized():
         with _together(): dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=WAIT_SECONDS))
+        atexit.register(_leave)
     return device
+
+def _leave():
+    "Ends the process group's threads while Python still stands: one that outlives it aborts a process that had ended well (pytorch issue 190489)."
+    if dist.is_initialized(): dist.destroy_process_group()
 
 @contextmanager
 def _together():

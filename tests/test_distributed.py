@@ -1,5 +1,5 @@
 "Several processes that train one model: the same losses and weights as one process with the same whole batch. Synthetic data; CPU processes (gloo), started by accelerate launch."
-import json, os, re, shutil, signal, socket, subprocess, sys, sysconfig, time
+import atexit, json, os, re, shutil, signal, socket, subprocess, sys, sysconfig, time
 from datetime import timedelta
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -54,6 +54,7 @@ def train(case, watched=None, **options):
 def everything(out):
     "All cases, and what is asked of two processes besides; each process writes what it saw to rank-N.json."
     rank, seen = int(os.environ["RANK"]), {}
+    atexit.register(lambda: (out/f"group-{rank}").write_text(str(torch.distributed.is_initialized())))         # runs after what is registered later
     for case in CASES:
         watched, called = {}, []
         r = train(case, watched, folder=out/case, callback=lambda record: called.append(record["epoch"]), progress=case == "mlp")
@@ -161,6 +162,10 @@ def test_only_the_main_process_writes_shows_and_calls(two):
 def test_parts_are_added_and_wholes_are_not(two):
     "Adam does not see a gradient that is twice too large, so the losses would not tell."
     for rank, seen in enumerate(two[1]): assert seen["parts"] == [[3., 3.], [5., 5., 5.], [0., 0., 1., 1.], [2.*rank, 2.*rank + 1]]
+
+def test_the_process_group_ends_before_python_does(two):
+    out, seen, _ = two
+    assert [(out/f"group-{r}").read_text() for r in (0, 1)] == ["False"]*2, "a thread of gloo that outlives Python aborts a process that had ended well"
 
 def test_refusals_reach_every_process(two):
     for seen in two[1]:
