@@ -13,7 +13,7 @@ from pathlib import Path
 import ipywidgets as w
 from ..data import NecomimiError
 from ..study import Study
-from .common import Job, Panel
+from .common import Job, Panel, offer
 
 # %% ../../nbs/13_cli.ipynb #9f561984
 SMALL = dict(n_exemplars=2, repetitions=(2, 10), snr=.05)
@@ -190,9 +190,7 @@ def _header(self):
     what = "<b>Simulated EEG</b> on the embedded mini pictures: it shows how the toolkit works, not what brains do." if simulated else f"EEG: {study.recipe}."
     self.banner.value = f'<div role="note" style="background:{"#fff3cd" if simulated else "#eef2f6"};color:#1c2733;padding:4px 10px;border-radius:3px">{what}</div>'
     labels = list(self.desk.trained()); s.encoder = s.encoder if s.encoder in labels else labels[0] if labels else ""; self.desk.encoder = s.encoder
-    for control, options, value in ((self.subject, subjects, s.subject), (self.encoder, labels, s.encoder or None)):
-        if tuple(control.options) != tuple(options): control.options = options
-        if control.value != value: control.value = value
+    for control, options, value in ((self.subject, subjects, s.subject), (self.encoder, labels, s.encoder)): offer(control, options, value)
 
 def _look_at(self, what, value):
     "Another subject or encoder: the tabs that use it are built anew when they are opened."

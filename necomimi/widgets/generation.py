@@ -21,7 +21,7 @@ from ..runs import machine, read_json, versions, write_json
 from ..study import number_list
 from ..training import FitResult
 from ..vision import as_pil
-from .common import CATEGORIES, Job, Panel, PictureGrid, Stopped, thumbnail
+from .common import CATEGORIES, Job, Panel, PictureGrid, Stopped, offer, thumbnail
 
 # %% ../../nbs/09_generation.ipynb #70e4dc29
 STAGES, CONTROLS = ("one-stage", "two-stage"), ("shuffled EEG", "mean embedding", "nearest training picture")
@@ -440,8 +440,8 @@ def _save(self, _=None):
     path = save_drawing(self.drawing, self.folder/name, self.favourites, self.seconds); self.list_runs(); self.runs.value = name; self.say(f"saved in {path}", "done")
 
 def _list_runs(self, _=None):
-    kept, names = self.runs.value, sorted((p.name for p in self.folder.glob("[!.]*") if p.is_dir()), key=lambda n: -(self.folder/n).stat().st_mtime) if self.folder.is_dir() else []
-    self.runs.options = names; self.runs.value = kept if kept in names else names[0] if names else None
+    names = sorted((p.name for p in self.folder.glob("[!.]*") if p.is_dir()), key=lambda n: -(self.folder/n).stat().st_mtime) if self.folder.is_dir() else []
+    offer(self.runs, names, self.runs.value)
 
 def _load(self, _=None):
     "Shows the run folder chosen."

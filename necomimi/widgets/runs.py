@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from ..data import NecomimiError
 from ..runs import _alive, _numbers, read_json
 from ..study import retrieval_percent
-from .common import CATEGORIES, Panel, as_html, figure, thumbnail
+from .common import CATEGORIES, Panel, as_html, figure, offer, thumbnail
 
 # %% ../../nbs/12_runs.ipynb #9608b0d2
 @dataclass(frozen=True)
@@ -326,8 +326,7 @@ def _list(self):
     elif not seen: self.say("No run fits; clear the search or the state.")
 
 def _refresh(self, _=None):
-    self.state.refresh(); self.which.options = self.state.states()
-    self.which.value = self.state.state = self.state.state if self.state.state in self.state.states() else "all"
+    self.state.refresh(); self.state.state = offer(self.which, self.state.states(), self.state.state)
     self.choose(list(self.state.chosen)); self.list()
 
 def _go_to(self, folder):
@@ -353,17 +352,10 @@ def _open_run(self, name):
 RunBrowser.list, RunBrowser.refresh, RunBrowser.go_to, RunBrowser.choose, RunBrowser._open = _list, _refresh, _go_to, _choose, _open_run
 
 # %% ../../nbs/12_runs.ipynb #527df87d
-def _options(control, options, value):
-    "New options for a dropdown without a detour through other values; returns what is chosen then."
-    value = value if value in options else options[0] if options else None
-    if tuple(control.options) != tuple(options): control.options = options
-    if control.value != value: control.value = value
-    return value
-
 def _draw(self):
     "Curves, figure and table of the chosen runs."
     s, picked = self.state, self.state.picked()
-    s.curve, s.figure = _options(self.curve, s.curves(), s.curve), _options(self.figure, s.measures(), s.figure)
+    s.curve, s.figure = offer(self.curve, s.curves(), s.curve), offer(self.figure, s.measures(), s.figure)
     values = [e.figures.get(s.figure, {}) for e in picked]; had = [(i, f) for i, f in enumerate(values) if isinstance(f.get("value"), (int, float))]
     names, y = [picked[i].name for i, _ in had], [f["value"] for _, f in had]
     low, high = ([0 if f.get(k) is None else abs(f[k] - f["value"]) for _, f in had] for k in ("low", "high"))
