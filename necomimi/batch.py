@@ -563,9 +563,11 @@ def _round(todo, tasks, store, ended, tell, where, progress):
         except KeyboardInterrupt: client.cancel(list(futures), force=True); raise
 
 # %% ../nbs/12e_batch.ipynb #ca633a38
-def _unheard(todo, store, ended, tell):
-    "Tells what ended as the scheduler went away: the store knows of it, and nobody said so."
-    for r in missing([t for t in todo if t.id not in ended], store)[1].values(): tell(r | dict(earlier=False))
+def _unheard(todo, store, tell):
+    "Tells what ended as the scheduler went away: the store knows of it, and nobody said so. What is left to do."
+    left, known = missing(todo, store)
+    for r in known.values(): tell(r | dict(earlier=False))
+    return left
 
 def _unqueue(store, todo):
     "What was never begun leaves no trace."
@@ -593,8 +595,8 @@ def run_tasks(tasks, store, *, scheduler=None, queue=None, n=None, options=None,
             except NecomimiError as e:
                 if not lost: raise
                 whole, again = False, e
-            if not whole: _unheard(todo, store, ended, tell)
             todo = [t for t in tasks if t.id not in ended]
+            if not whole: todo = _unheard(todo, store, tell)
             if whole or not todo: continue
             if again is None: lost = time.monotonic(); print(f"the scheduler went away with {len(ended)} of {len(tasks)} runs ended; waiting for it")
             if time.monotonic() - lost > patience: raise NecomimiError(f"the scheduler went away and did not come back within {patience:.0f} s; {len(ended)} of {len(tasks)} runs have ended and are kept, the same call does the rest") from again
